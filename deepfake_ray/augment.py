@@ -1,0 +1,54 @@
+"""Training augmentation: pure functions of uint8 images and one seed an image. Knows neither Ray nor torch."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from deepfake_ray.images import Pixels
+
+ROTATION_DEGREES = 10.0
+ROTATION_SHARE = 0.5
+"""Rotating every image costs accuracy: interpolation smooths away the traces that the detector lives on."""
+FLIP_SHARE = 0.5
+
+
+def seeds_of(seed: int, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """A seed for each row and epoch, uint64 (B,): the same for any batch size, order and number of workers."""
+    key = np.uint64(seed & 0xFFFFFFFF) << np.uint64(32) | np.uint64(epoch)
+    return _mix(_mix(np.asarray(rows, np.uint64)) ^ _mix(np.array([key], np.uint64)))
+
+
+def uniform(seed: np.uint64, num_draws: int) -> NDArray[np.float64]:
+    """The random numbers of a seed: float64 (num_draws,) in [0, 1)."""
+    steps = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN  # wraps at 2**64, as it should
+    return np.asarray(_mix(seed + steps) >> np.uint64(11), np.float64) / 2**53
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)
+
+
+def baseline(image: Pixels, seed: np.uint64) -> Pixels:
+    """The original system's recipe: horizontal flip and rotation by up to 10 degrees, each with p = .5.
+
+    Args:
+        image: uint8 (H, W, 3).
+        seed: decides what happens to it.
+
+    Returns:
+        A new image of the same shape; corners that a rotation uncovers are black.
+    """
+    flip, rotate, turn = uniform(seed, 3)
+    if flip < FLIP_SHARE:
+        image = image[:, ::-1]
+    if rotate < ROTATION_SHARE:
+        degrees = (2 * turn - 1) * ROTATION_DEGREES
+        turned = Image.fromarray(np.ascontiguousarray(image)).rotate(degrees, Image.Resampling.BILINEAR)
+        image = np.asarray(turned)
+    return image

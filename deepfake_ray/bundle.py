@@ -1,0 +1,169 @@
+"""The bundle: a directory that holds a trained model and all that is needed to use it.
+
+`model.safetensors` (torchvision's keys, float32), `model.json` (see `Spec`), `MODEL_CARD.md`. Read without torch.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from deepfake_ray import storage
+from deepfake_ray.errors import UserError
+from deepfake_ray.images import Preparation
+from deepfake_ray.schema import CLASSES
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+SPEC = "model.json"
+CARD = "MODEL_CARD.md"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """`model.json`: what the model is, how images are prepared for it, how its logits become a verdict."""
+
+    arch: str
+    preparation: Preparation
+    temperature: float
+    """p_fake = sigmoid(logit / temperature)."""
+    thresholds: dict[str, float]
+    """On p_fake: default, balanced, fpr_1, fpr_5; chosen on the validation split."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """How it came to be: configuration, data, versions, validation figures."""
+    classes: tuple[str, ...] = CLASSES
+    format_version: int = FORMAT_VERSION
+    sha256: str = ""
+    """Of model.safetensors."""
+
+    @property
+    def model_id(self) -> str:
+        """16 hex digits that change with anything that can change a score."""
+        identity = {
+            "sha256": self.sha256,
+            "arch": self.arch,
+            "classes": list(self.classes),
+            "preparation": self.preparation.to_json(),
+            "temperature": self.temperature,
+        }
+        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def threshold(self, name_or_number: str) -> float:
+        """The threshold on p_fake of that name, or the number itself."""
+        if name_or_number in self.thresholds:
+            return self.thresholds[name_or_number]
+        return float(name_or_number)
+
+
+def save(uri: str, spec: Spec, arrays: Arrays) -> Spec:
+    """Write a bundle; `model.json` last, so that a bundle that has one is whole.
+
+    Args:
+        uri: the bundle's directory.
+        spec: without `sha256`, which is filled in.
+        arrays: the network's state_dict as numpy arrays.
+
+    Returns:
+        The spec as written.
+    """
+    weights = safetensors.numpy.save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    spec = replace(spec, sha256=hashlib.sha256(weights).hexdigest())
+    storage.write_bytes(storage.join(uri, WEIGHTS), weights)
+    storage.write_bytes(storage.join(uri, CARD), _card(spec).encode())
+    content = {**asdict(spec), "preparation": spec.preparation.to_json(), "model_id": spec.model_id}
+    storage.write_json(storage.join(uri, SPEC), content)
+    return spec
+
+
+def load_spec(uri: str) -> Spec:
+    """Read `model.json`.
+
+    Raises:
+        UserError: no bundle there, or one of another format.
+    """
+    place = storage.join(storage.absolute(uri), SPEC)
+    try:
+        content = storage.read_json(place)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(
+            f"model must be a bundle, a directory with {SPEC}: {uri} has none; give OUTPUT/model of a training run."
+        ) from error
+    except ValueError as error:
+        raise UserError(f"model must be a bundle: {place} is not JSON ({error}); train again.") from error
+    except OSError as error:
+        raise UserError(f"model must be readable: {place}: {error}; check path and credentials.") from error
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"model must be a bundle of format {FORMAT_VERSION}: {uri} has format {version}; use the version of "
+            "deepfake_ray that wrote it."
+        )
+    claimed = content.pop("model_id", None)
+    try:
+        content["preparation"] = Preparation.from_json(content["preparation"])
+        content["classes"] = tuple(content["classes"])
+        spec = Spec(**content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"model must be a whole bundle: {place} is not ({error}); train again.") from error
+    if spec.classes != CLASSES:
+        raise UserError(f"model must tell {CLASSES}: {uri} has the classes {spec.classes}; train again.")
+    if claimed != spec.model_id:
+        raise UserError(f"model must be as it was saved: {place} was changed since; restore it or train again.")
+    return spec
+
+
+def load(uri: str) -> tuple[Spec, Arrays]:
+    """Read a bundle and check its weights against their hash.
+
+    Raises:
+        UserError: as `load_spec`; or the weights are missing or changed.
+    """
+    spec = load_spec(uri)
+    place = storage.join(storage.absolute(uri), WEIGHTS)
+    try:
+        weights = storage.read_bytes(place)
+    except FileNotFoundError as error:
+        raise UserError(f"model must be a whole bundle: {place} is missing; copy the whole directory.") from error
+    if hashlib.sha256(weights).hexdigest() != spec.sha256:
+        raise UserError(f"model must be as it was saved: {place} was changed or cut short; copy it again.")
+    return spec, safetensors.numpy.load(weights)
+
+
+def _card(spec: Spec) -> str:
+    validation = spec.provenance.get("validation", {})
+    data = spec.provenance.get("data", {})
+    figures = "\n".join(f"| {key} | {value:.4f} |" for key, value in validation.items())
+    thresholds = "\n".join(f"| {key} | {value:.6f} |" for key, value in spec.thresholds.items())
+    return f"""# {spec.arch}: real or fake
+
+A deepfake_ray bundle, model `{spec.model_id}`. It takes an RGB image, resized to {spec.preparation.image_size} x \
+{spec.preparation.image_size} px, and gives `p_fake`, the probability that the image is fake.
+
+## Trained on
+{data.get("place", "unknown")} (manifest {str(data.get("manifest_sha256", "unknown"))[:16]}): \
+{json.dumps(data.get("num_images", {}))}
+
+## On its validation split
+| metric | value |
+|---|---|
+{figures}
+
+The best epoch, the temperature ({spec.temperature:.4f}) and the thresholds below were chosen on this split, so its
+figures flatter the model. Use `jobs/evaluate.py` on images that played no part in training.
+
+| threshold on p_fake | value |
+|---|---|
+{thresholds}
+
+## Limits
+It knows the generators and the cameras of its training data. On images from other generators, or re-saved by other
+software, expect it to be worse, possibly no better than chance: measure before you rely on it. A score is evidence,
+not proof.
+"""

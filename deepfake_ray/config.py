@@ -1,0 +1,184 @@
+"""One frozen dataclass a job. The command line is generated from it: a field is a flag, its docstring the help."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from deepfake_ray.errors import UserError
+
+Choice = Literal["auto", "yes", "no"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+THRESHOLD_NAMES = ("default", "balanced", "fpr_1", "fpr_5")
+
+
+def _require(condition: bool, rule: str, value: object, remedy: str) -> None:
+    if not condition:
+        raise UserError(f"{rule}: got {value!r}; {remedy}.")
+
+
+def _positive(name: str, value: float | None) -> None:
+    if value is not None:
+        _require(value > 0, f"{name} must be greater than 0", value, "leave it out for the default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every job takes."""
+
+    output: str
+    """Directory or URI (s3://...) to write to. Must be empty, or not be there."""
+    limit: int | None = None
+    """Use at most this many images (of each split, where there are splits)."""
+    seed: int = 0
+    """Seed of everything random: initial weights, row order, augmentation."""
+    num_workers: int | None = None
+    """Training workers or scoring actors, each with its own model. Default: from the cluster's resources."""
+    use_gpu: Choice = "auto"
+    """Run the model on GPUs. auto: where the cluster has some."""
+    precision: Precision = "auto"
+    """Arithmetic of the model. auto: bf16 where the device computes it natively, else fp32."""
+    max_image_bytes: int = 100 * 1024 * 1024
+    """An image of more bytes becomes the error too_large, unread."""
+    max_image_pixels: int = 100_000_000
+    """An image that declares more pixels becomes the error too_large, undecoded."""
+    shared_storage: bool = False
+    """On a cluster of several nodes: local paths are a file system that all nodes share."""
+    verbose: bool = False
+    """Show Ray's own log lines too."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "num_workers", "max_image_bytes", "max_image_pixels"):
+            _positive(name.replace("_", "-"), getattr(self, name))
+        _require(bool(self.output), "output must name a directory", self.output, "give --output DIRECTORY")
+
+    def to_json(self) -> dict[str, Any]:
+        """The resolved configuration, ready for `json.dump`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledDataConfig:
+    """Where labelled images are and how their folders are read."""
+
+    data: str
+    """Labelled images: a folder or s3:// prefix like Train|Validation|Test/Fake|Real/..., or a Parquet/CSV with
+    uri and label."""
+    labels: str | None = None
+    """A Parquet or CSV with uri,label (and split, source, group) that overrides what the folder names say."""
+    group_regex: str | None = None
+    """Regular expression on the file name; its first group names the person or video that the image is of. Images
+    of one group are never put into different splits."""
+    split_by: Literal["auto", "folder"] = "auto"
+    """auto: make the splits that the folders do not have. folder: the folders must have them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LabelledDataConfig, JobConfig):
+    """Fine-tune a classifier to tell real images from fake ones, and write it as a bundle (OUTPUT/model)."""
+
+    arch: str = "cnn"
+    """cnn (small, from scratch), resnet50, or any torchvision classification model by its name."""
+    weights: str | None = None
+    """Initial weights. imagenet: torchvision's download. none: random. Or a path/URI of a torchvision state_dict
+    (.pth, .safetensors) or of a bundle. Default: none for cnn, imagenet for every other arch."""
+    epochs: int = 8
+    """Passes over the training split."""
+    learning_rate: float | None = None
+    """Peak learning rate of Adam, for the global batch. Default: 0.002 from random weights, 0.0003 from given ones."""
+    weight_decay: float = 0.0
+    """Adam's L2 penalty."""
+    warmup_share: float = 0.1
+    """Share of all steps in which the rate rises to its peak; it falls to 0 along a cosine afterwards."""
+    global_batch_size: int | None = None
+    """Images a step, over all workers. Default: 128 for images up to 64 px, else 32."""
+    image_size: int | None = None
+    """Side in pixels of the square that images are resized to. Default: the data's median short side, rounded down
+    to a multiple of 32, no larger than what the arch was made for (cnn: 128)."""
+    early_stopping_patience: int = 5
+    """Stop after this many epochs without a better validation AUC."""
+    max_failures: int = 3
+    """How many times lost workers are replaced, from the last epoch's checkpoint, before the run fails."""
+    max_error_share: float = 0.01
+    """Fail when a larger share of the images of an epoch cannot be read. The others are trained on; the unreadable
+    ones are counted in history.csv."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("epochs", "learning_rate", "global_batch_size", "image_size", "early_stopping_patience"):
+            _positive(name.replace("_", "-"), getattr(self, name))
+        _require(0 <= self.warmup_share < 1, "warmup-share must be in [0, 1)", self.warmup_share, "try 0.1")
+        _require(self.weight_decay >= 0, "weight-decay must not be negative", self.weight_decay, "try 0")
+        _require(self.max_failures >= 0, "max-failures must not be negative", self.max_failures, "try 3")
+        _require_share("max-error-share", self.max_error_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScoringConfig:
+    """What scoring and evaluation share."""
+
+    model: str
+    """The bundle: the directory or URI that training wrote as OUTPUT/model."""
+    batch_size: int = 64
+    """Images a forward pass."""
+    threshold: str = "balanced"
+    """An image is called fake from this p_fake on: default (.5), balanced, fpr_1, fpr_5 (chosen on the model's
+    validation split), or a number between 0 and 1."""
+    max_error_share: float = 0.5
+    """Stop early when more than this share of the images, after the first 1,000, cannot be read."""
+    resume: bool = False
+    """Go on with an unfinished output of the same model, images and options."""
+
+    def _check_scoring(self) -> None:
+        _positive("batch-size", self.batch_size)
+        _require_share("max-error-share", self.max_error_share)
+        if self.threshold not in THRESHOLD_NAMES:
+            try:
+                in_range = 0 <= float(self.threshold) <= 1
+            except ValueError:
+                in_range = False
+            _require(
+                in_range,
+                f"threshold must be one of {', '.join(THRESHOLD_NAMES)} or a number in [0, 1]",
+                self.threshold,
+                "try balanced",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(_ScoringConfig, JobConfig):
+    """Score every image of a folder, bucket or table with a bundle, into Parquet: one row an image, always."""
+
+    images: str
+    """Images to score: a folder, an s3:// prefix, one image, or a Parquet/CSV with a column uri."""
+
+    def __post_init__(self) -> None:
+        JobConfig.__post_init__(self)
+        self._check_scoring()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(_ScoringConfig, LabelledDataConfig, JobConfig):
+    """Score a labelled split with a bundle and write metrics, a classification report, figures and report.html."""
+
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Which images to evaluate on."""
+
+    def __post_init__(self) -> None:
+        JobConfig.__post_init__(self)
+        self._check_scoring()
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """Generate a small synthetic sample, train on it, score it and evaluate it: the whole job in one command."""
+
+    output: str = "runs"
+    """Local directory under which a fresh directory is made for this run."""
+    seed: int = 0
+    """Seed of the sample and of the training."""
+    verbose: bool = False
+    """Show Ray's own log lines too."""
+
+
+def _require_share(name: str, value: float) -> None:
+    _require(0 <= value <= 1, f"{name} must be in [0, 1]", value, "give a share, as 0.5 for half")

@@ -1,0 +1,37 @@
+"""A bundle on a device: uint8 images -> logits. Knows no Ray, so that it runs where torch alone is."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepfake_ray import bundle, models
+
+
+class Predictor:
+    """A loaded model in evaluation mode.
+
+    Args:
+        model: the bundle's place.
+        device: `cpu` or `cuda`.
+        precision: auto, bf16 or fp32, see `models.autocast`.
+        num_threads: that torch computes with on a CPU.
+    """
+
+    def __init__(self, model: str, *, device: str = "cpu", precision: str = "auto", num_threads: int = 1):
+        torch.set_num_threads(num_threads)
+        self.spec, arrays = bundle.load(model)
+        network = models.build(self.spec.arch)
+        network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, strict=True)
+        self._device = torch.device(device)
+        detector = models.Detector(network, self.spec.preparation).eval()
+        self._detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._autocast = models.autocast(self._device, precision)
+
+    def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 (B, S, S, 3) prepared images -> float32 (B,) logits of being fake, before temperature."""
+        batch = torch.from_numpy(images)
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        with torch.inference_mode(), self._autocast:
+            outputs = models.fake_logit(self._detector(batch))
+        return np.asarray(outputs.float().cpu().numpy(), np.float32)

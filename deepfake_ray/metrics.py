@@ -1,0 +1,107 @@
+"""Labels and scores -> numbers. scikit-learn's functions where it has them. Knows neither Ray nor torch."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import minimize_scalar
+from scipy.special import expit, log_expit
+from sklearn import metrics as sk
+
+from deepfake_ray.schema import CLASSES, FAKE, REAL
+
+FloatArray = NDArray[np.float64]
+
+
+def p_fake_of(logits: ArrayLike, temperature: float) -> FloatArray:
+    """sigmoid(logit / temperature), float64."""
+    return np.asarray(expit(np.asarray(logits, np.float64) / temperature))
+
+
+def at_threshold(labels: ArrayLike, p_fake: ArrayLike, threshold: float) -> dict[str, Any]:
+    """What depends on the threshold; an image is called fake when p_fake >= threshold.
+
+    Args:
+        labels: int (N,), REAL or FAKE.
+        p_fake: float (N,) in [0, 1].
+        threshold: on p_fake.
+
+    Returns:
+        Numbers by name; `confusion_matrix` has true classes as rows and predicted ones as columns, real first.
+    """
+    y = np.asarray(labels)
+    called = np.where(np.asarray(p_fake) >= threshold, FAKE, REAL)
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        y, called, labels=[REAL, FAKE], zero_division=0.0
+    )
+    numbers: dict[str, Any] = {
+        "accuracy": sk.accuracy_score(y, called),
+        # Balanced accuracy is the mean of the recalls; sklearn's own warns where a class is absent.
+        "balanced_accuracy": recall[support > 0].mean(),
+        "mcc": sk.matthews_corrcoef(y, called),
+        "precision_macro": precision.mean(),
+        "recall_macro": recall.mean(),
+        "f1_macro": f1.mean(),
+    }
+    for index, name in enumerate(CLASSES):
+        numbers |= {
+            f"precision_{name}": precision[index],
+            f"recall_{name}": recall[index],
+            f"f1_{name}": f1[index],
+        }
+    numbers = {key: float(value) for key, value in numbers.items()}
+    numbers["confusion_matrix"] = sk.confusion_matrix(y, called, labels=[REAL, FAKE]).tolist()
+    return numbers
+
+
+def threshold_free(labels: ArrayLike, logits: ArrayLike, temperature: float) -> dict[str, float | None]:
+    """What the scores alone decide: roc_auc and average_precision (None without both classes), log_loss."""
+    y, z = np.asarray(labels), np.asarray(logits, np.float64)
+    both = len(np.unique(y)) == 2
+    return {
+        "roc_auc": float(sk.roc_auc_score(y, z)) if both else None,
+        "average_precision": float(sk.average_precision_score(y, z)) if both else None,
+        "log_loss": log_loss(y, z, temperature),
+    }
+
+
+def log_loss(labels: ArrayLike, logits: ArrayLike, temperature: float) -> float:
+    """Mean cross-entropy in nats, from logits, so that no probability has to be clipped."""
+    sign = np.where(np.asarray(labels) == FAKE, 1.0, -1.0)
+    return float(-log_expit(sign * np.asarray(logits, np.float64) / temperature).mean())
+
+
+def classification_report(labels: ArrayLike, p_fake: ArrayLike, threshold: float) -> str:
+    """scikit-learn's table of precision, recall and F1."""
+    called = np.where(np.asarray(p_fake) >= threshold, FAKE, REAL)
+    text: str = sk.classification_report(
+        np.asarray(labels), called, labels=[REAL, FAKE], target_names=CLASSES, digits=4, zero_division=0.0
+    )
+    return text
+
+
+def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> float:
+    """The temperature in [.05, 20] with the least log loss (Guo et al. 2017, arXiv 1706.04599)."""
+    found = minimize_scalar(
+        lambda t: log_loss(labels, logits, float(np.exp(t))), bounds=(np.log(0.05), np.log(20)), method="bounded"
+    )
+    return float(np.exp(found.x))
+
+
+def choose_thresholds(labels: ArrayLike, p_fake: ArrayLike) -> dict[str, float]:
+    """The bundle's thresholds, from validation scores.
+
+    `default` is .5; `balanced` has the greatest balanced accuracy; `fpr_1` and `fpr_5` are the lowest ones that call
+    at most 1 % and 5 % of the real images fake. Each but the first lies midway between two neighbouring scores, so
+    that rounding cannot move an image across it.
+    """
+    y, p = np.asarray(labels), np.asarray(p_fake, np.float64)
+    scores = np.unique(p)
+    # candidates[k] calls the scores from k on fake; the last calls none.
+    candidates = np.concatenate([[scores[0] / 2], (scores[1:] + scores[:-1]) / 2, [(scores[-1] + 1) / 2]])
+    fpr = 1 - np.searchsorted(np.sort(p[y == REAL]), candidates) / max(1, np.sum(y == REAL))
+    tpr = 1 - np.searchsorted(np.sort(p[y == FAKE]), candidates) / max(1, np.sum(y == FAKE))
+    chosen = {"default": 0.5, "balanced": float(candidates[np.argmax(tpr - fpr)])}
+    for name, limit in (("fpr_1", 0.01), ("fpr_5", 0.05)):
+        chosen[name] = float(candidates[np.argmax(fpr <= limit + 1e-12)])
+    return chosen

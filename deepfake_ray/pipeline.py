@@ -1,0 +1,192 @@
+"""The only place that builds Ray Datasets: training batches and scoring chunks."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from numpy.typing import NDArray
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+
+from deepfake_ray import augment, manifest
+from deepfake_ray.images import Limits, Preparation
+from deepfake_ray.loading import load_all
+from deepfake_ray.placement import ScoringPlacement
+from deepfake_ray.sampling import Sampler, Task
+from deepfake_ray.schema import CLASSES, TRAIN, VALIDATION
+
+IMAGES_PER_TASK = 1024
+BYTES_PER_TASK = 16 * 1024 * 1024
+"""A training block is as large as the smaller of the two allows: tasks cost some 10 ms each, blocks memory."""
+TASKS_PER_STREAM = 4096
+"""Tasks that one execution plans ahead; a long run is a few executions."""
+
+
+def context(cpus: float | None = None) -> DataContext:
+    """A fresh DataContext: quiet, in order, and within `cpus` where given."""
+    fresh = DataContext.get_current().copy()
+    fresh.enable_progress_bars = False
+    fresh.print_on_execution_start = False
+    fresh.enable_rich_progress_bars = False
+    fresh.execution_options.preserve_order = cpus is not None
+    if cpus is not None:
+        fresh.execution_options.resource_limits = ExecutionResources.for_limits(cpu=cpus)
+    return fresh
+
+
+# --- training
+
+
+@dataclass(frozen=True)
+class TrainingTables:
+    """The training and validation rows as Arrow tables in the object store: every task reads them without copying."""
+
+    train: ray.ObjectRef
+    validation: ray.ObjectRef
+
+    @classmethod
+    def of(cls, rows: pa.Table) -> "TrainingTables":
+        """Store what tasks need of a manifest table."""
+        return cls(*(ray.put(_uris_and_labels(rows, split)) for split in (TRAIN, VALIDATION)))
+
+
+def _uris_and_labels(rows: pa.Table, split: str) -> pa.Table:
+    chosen = rows.filter(pa.compute.equal(rows["split"], split))
+    labels = np.array([CLASSES.index(label) for label in chosen["label"].to_pylist()], np.int64)
+    return pa.table({"uri": chosen["uri"].combine_chunks(), "label": labels})
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one training step, or some validation rows, of one rank."""
+
+    is_train: bool
+    images: NDArray[np.uint8]
+    """(B, S, S, 3) RGB, augmented if for training; rows that could not be read are left out."""
+    labels: NDArray[np.int64]
+    """(B,)"""
+    num_errors: int
+    """Rows left out."""
+    first_error: str
+
+
+@dataclass(frozen=True)
+class ReadTask:
+    """Runs in Ray Data's tasks: fetch, decode, augment, resize the images of one `Task`."""
+
+    tasks: Sequence[Task]
+    sampler: Sampler
+    tables: TrainingTables
+    preparation: Preparation
+    limits: Limits
+
+    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
+        """`{"id": int64 (1,)}` -> columns image, label, error; a row for each image, in order."""
+        task = self.tasks[int(batch["id"][0])]
+        if task.is_train:
+            rows = self.sampler.train_rows(task.epoch, task.start, task.stop).reshape(-1)
+            table = ray.get(self.tables.train)
+        else:
+            rows = self.sampler.validation_rows(task.start, task.stop)
+            table = ray.get(self.tables.validation)
+        chosen = table.take(pa.array(rows))
+        size = self.preparation.image_size
+        images = np.zeros((len(rows), size, size, 3), np.uint8)
+        errors = np.full(len(rows), "", dtype=object)
+        seeds = augment.seeds_of(self.sampler.seed, task.epoch, rows)
+        loaded = load_all(chosen["uri"].to_pylist(), self.limits, self.preparation)
+        for i, image in enumerate(loaded):
+            if image.pixels is None:
+                errors[i] = f"{image.uri}: {image.error}"
+            elif task.is_train:
+                images[i] = augment.baseline(image.pixels, seeds[i])
+            else:
+                images[i] = image.pixels
+        return {"image": images, "label": chosen["label"].to_numpy(), "error": errors.astype(str)}
+
+
+def training_batches(
+    sampler: Sampler,
+    tables: TrainingTables,
+    preparation: Preparation,
+    limits: Limits,
+    *,
+    first_epoch: int,
+    num_epochs: int,
+    cpus: float,
+) -> Iterator[Batch]:
+    """One rank's batches from `first_epoch` to the end of the run: each epoch's steps, then its validation rows.
+
+    Each rank streams its own dataset, all epochs as one, so that no epoch starts cold, the order depends on nothing
+    but the seed and the number of ranks, and a resumed run begins at exactly the epoch it needs. (A `streaming_split`
+    of one dataset deals blocks out by arrival, drops rows to make shards equal, and begins anew each epoch.)
+
+    Args:
+        sampler: says which rows.
+        tables: the rows.
+        preparation: of the images.
+        limits: of the images.
+        first_epoch: from 0.
+        num_epochs: end of the run.
+        cpus: that this rank's tasks may hold at a time.
+    """
+    bytes_per_image = 3 * preparation.image_size**2
+    images_per_task = max(1, min(IMAGES_PER_TASK, BYTES_PER_TASK // bytes_per_image))
+    everything = sampler.tasks(first_epoch, num_epochs, images_per_task)
+    while tasks := list(itertools.islice(everything, TASKS_PER_STREAM)):
+        with DataContext.current(context(cpus)):
+            rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+                ReadTask(tasks, sampler, tables, preparation, limits), batch_size=None, num_cpus=min(1.0, cpus)
+            )
+            blocks = rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        for task, block in zip(tasks, blocks, strict=True):
+            yield from _batches_of(task, block, sampler.batch_size)
+
+
+def _batches_of(task: Task, block: dict[str, NDArray[Any]], batch_size: int) -> Iterator[Batch]:
+    for start in range(0, len(block["label"]), batch_size):
+        rows = slice(start, start + batch_size)
+        errors = block["error"][rows]
+        readable = errors == ""
+        yield Batch(
+            is_train=task.is_train,
+            images=block["image"][rows][readable],
+            labels=block["label"][rows][readable],
+            num_errors=int(np.count_nonzero(~readable)),
+            first_error=str(errors[~readable][0]) if not readable.all() else "",
+        )
+
+
+# --- scoring
+
+
+def scored_chunks(
+    chunks: Sequence[manifest.Chunk], scorer: type, scorer_arguments: dict[str, Any], placement: ScoringPlacement
+) -> Iterator[dict[str, Any]]:
+    """Have a pool of actors score chunks of a manifest; yields what the scorer says of each, as they are done.
+
+    The chunks are blocks of their own, so that all actors work; each actor writes its part file itself, so that no
+    pixel and no prediction travels between processes.
+
+    Args:
+        chunks: what to score.
+        scorer: an actor class, called with one chunk as a dict of arrays (1,).
+        scorer_arguments: of its constructor.
+        placement: how many actors, on what.
+    """
+    fields = [{"index": c.index, "uri": c.uri, "row_group": c.row_group, "num_rows": c.num_rows} for c in chunks]
+    with DataContext.current(context()):
+        work = ray.data.from_arrow([pa.Table.from_pylist([one]) for one in fields])
+        done = work.map_batches(
+            scorer,
+            fn_constructor_kwargs=scorer_arguments,
+            batch_size=None,
+            batch_format="numpy",
+            compute=ActorPoolStrategy(size=min(placement.num_actors, len(chunks))),
+            num_cpus=placement.cpus_per_actor,
+            num_gpus=1 if placement.use_gpu else 0,
+        )
+    yield from done.iter_rows()

@@ -1,0 +1,131 @@
+"""The cluster's resources -> workers, actors and CPUs for each stage. Pure arithmetic; knows no Ray."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepfake_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Node:
+    """The logical resources of one node."""
+
+    num_cpus: float
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlacement:
+    """Who gets what in training. CPUs not given to workers are Ray Data's, or it would wait for ever."""
+
+    num_workers: int
+    use_gpu: bool
+    cpus_per_worker: float
+    torch_threads: int
+    """Threads a worker computes with: a node's CPUs are shared by its workers only, not by decoding, which fills
+    the gaps."""
+    data_cpus_per_worker: float
+    """CPUs that the data tasks of one worker may hold at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringPlacement:
+    """Who gets what in scoring: actors fetch, decode and compute by themselves, so that they may hold every CPU."""
+
+    num_actors: int
+    use_gpu: bool
+    cpus_per_actor: float
+    threads_per_actor: int
+
+
+def _use_gpu(nodes: Sequence[Node], use_gpu: str) -> bool:
+    has_gpu = any(node.num_gpus >= 1 for node in nodes)
+    if use_gpu == "yes" and not has_gpu:
+        raise UserError("use-gpu yes needs a GPU in the cluster: there is none; use --use-gpu auto.")
+    return has_gpu and use_gpu != "no"
+
+
+DATA_SHARE = 0.25
+"""Of a CPU node's CPUs, what reading and decoding keep; at least one CPU, or half of a single one."""
+CPUS_PER_GPU_WORKER = 1.0
+"""A GPU's worker only launches kernels; the other CPUs decode for it."""
+
+
+def plan_training(nodes: Sequence[Node], num_workers: int | None, use_gpu: str) -> TrainingPlacement:
+    """Place training workers.
+
+    Args:
+        nodes: the alive nodes.
+        num_workers: as asked, or None: one a GPU, else one a CPU node.
+        use_gpu: auto, yes or no.
+
+    Raises:
+        UserError: more workers than the cluster can hold.
+    """
+    if _use_gpu(nodes, use_gpu):
+        hosts = [node for node in nodes if node.num_gpus >= 1]
+        slots = sum(int(node.num_gpus) for node in hosts)
+        workers = num_workers or slots
+        if workers > slots:
+            raise UserError(f"num-workers must not exceed the GPUs: got {workers}, the cluster has {slots}; lower it.")
+        per_node = max(int(node.num_gpus) for node in hosts)
+        cpus = min(CPUS_PER_GPU_WORKER, min(node.num_cpus / node.num_gpus for node in hosts) / 2)
+        data = (sum(node.num_cpus for node in nodes) - workers * cpus) / workers
+        return TrainingPlacement(
+            num_workers=workers,
+            use_gpu=True,
+            cpus_per_worker=cpus,
+            torch_threads=max(1, int(min(node.num_cpus for node in hosts)) // per_node),
+            data_cpus_per_worker=_floor(data),
+        )
+    smallest = min(node.num_cpus for node in nodes)
+    workers = num_workers or len(nodes)
+    per_node = math.ceil(workers / len(nodes))
+    kept = max(1.0, DATA_SHARE * smallest) if smallest > 1 else smallest / 2
+    cpus = _floor((smallest - kept) / per_node)
+    if cpus < MIN_CPUS:
+        raise UserError(
+            f"num-workers must fit the CPUs: {workers} workers on {len(nodes)} nodes of {smallest:g} CPUs leave less "
+            f"than {MIN_CPUS} CPUs for each, {kept:g} a node being kept for the data; lower it."
+        )
+    data = (smallest - per_node * cpus) / per_node
+    return TrainingPlacement(
+        num_workers=workers,
+        use_gpu=False,
+        cpus_per_worker=cpus,
+        torch_threads=max(1, int(smallest) // per_node),
+        data_cpus_per_worker=_floor(data),
+    )
+
+
+MIN_CPUS = 0.1
+
+
+def _floor(cpus: float) -> float:
+    """Down to a whole number of CPUs, or to a tenth below one."""
+    return float(int(cpus)) if cpus >= 1 else math.floor(cpus * 10 + 1e-9) / 10
+
+
+def plan_scoring(nodes: Sequence[Node], num_workers: int | None, use_gpu: str) -> ScoringPlacement:
+    """Place scoring actors: one a GPU, or one a CPU with one thread.
+
+    Raises:
+        UserError: more actors than the cluster can hold.
+    """
+    if _use_gpu(nodes, use_gpu):
+        hosts = [node for node in nodes if node.num_gpus >= 1]
+        slots = sum(int(node.num_gpus) for node in hosts)
+        cpus = min(node.num_cpus / int(node.num_gpus) for node in hosts)
+        gpu = True
+    else:
+        slots = sum(int(node.num_cpus) for node in nodes) or 1
+        cpus = min(1.0, *(node.num_cpus for node in nodes))
+        gpu = False
+    actors = num_workers or slots
+    if actors > slots:
+        kind = "GPUs" if gpu else "CPUs"
+        raise UserError(f"num-workers must not exceed the {kind}: got {actors}, the cluster has {slots}; lower it.")
+    return ScoringPlacement(
+        num_actors=actors, use_gpu=gpu, cpus_per_actor=_floor(cpus), threads_per_actor=max(1, int(cpus))
+    )

@@ -1,0 +1,71 @@
+"""Progress of a long stage: a bar in a terminal, a line every few seconds in a log."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Progress:
+    """Shows images done, images/s, errors and time left of one stage. A context manager."""
+
+    def __init__(self, stage: str, total: int, *, interval_s: float = SECONDS_BETWEEN_LINES):
+        self.stage = stage
+        self.total = total
+        self.done = 0
+        self.num_errors = 0
+        self._started = self._last_line = time.monotonic()
+        self._interval_s = interval_s
+        self._bar = (
+            tqdm(total=total, desc=stage, unit=" images", dynamic_ncols=True) if sys.stderr.isatty() else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self.done:
+            self._line()
+
+    def update(self, done: int, num_errors: int = 0, note: str = "") -> None:
+        """Set how many images are done, and how many of them could not be read."""
+        advanced = done - self.done
+        self.done, self.num_errors = done, num_errors
+        if self._bar is not None:
+            self._bar.update(advanced)
+            self._bar.set_postfix_str(note + (f" {num_errors} errors" if num_errors else ""))
+        elif time.monotonic() - self._last_line >= self._interval_s:
+            self._line(note)
+
+    def _line(self, note: str = "") -> None:
+        self._last_line = time.monotonic()
+        elapsed = self._last_line - self._started
+        rate = self.done / elapsed if elapsed > 0 else 0.0
+        left = f", {duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        say(
+            f"{self.stage}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
+            f"{self.num_errors:,} errors{left}{', ' + note if note else ''}"
+        )
+
+
+def say(line: str) -> None:
+    """A line for the user; keeps clear of a bar that is being drawn."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def duration(seconds: float) -> str:
+    """`75` -> `1 min 15 s`."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"

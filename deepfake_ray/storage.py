@@ -1,0 +1,184 @@
+"""URIs: which file system, whole-file writes, output directories and their `_SUCCESS`.
+
+A place is named by a local path or by a URI (`s3://bucket/key`, `gs://...`). Keys are taken literally: nothing in
+them is percent-decoded, so `#`, `?`, `%` and spaces in a name are part of the name.
+"""
+
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from deepfake_ray.errors import UserError
+
+SUCCESS = "_SUCCESS"
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
+SCHEMES = ("s3", "gs", "file")
+
+
+def scheme_of(uri: str) -> str | None:
+    """The lower-case scheme of a URI, or None for a local path."""
+    match = _SCHEME.match(uri)
+    return match.group(1).lower() if match else None
+
+
+def is_local(uri: str) -> bool:
+    """Whether the place is on this machine's own file system."""
+    return scheme_of(uri) in (None, "file")
+
+
+def absolute(uri: str) -> str:
+    """The one spelling of a place: an absolute local path without a trailing slash, or the URI.
+
+    Raises:
+        UserError: for a scheme that is not known.
+    """
+    scheme = scheme_of(uri)
+    if scheme is None:
+        return os.path.abspath(os.path.expanduser(uri))
+    if scheme not in SCHEMES:
+        raise UserError(
+            f"A place is a local path or begins with {', '.join(s + '://' for s in SCHEMES)}: got {uri!r}; "
+            "copy the data to one of these."
+        )
+    rest = uri[len(scheme) + 3 :]
+    return os.path.abspath(rest) if scheme == "file" else f"{scheme}://{rest.rstrip('/')}"
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri/part/part`, for paths and URIs alike."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """`s3://bucket/a/b` -> (`s3://bucket`, `a/b`)."""
+    scheme, rest = uri.split("://", 1)
+    bucket, _, key = rest.partition("/")
+    return f"{scheme}://{bucket}", key
+
+
+def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of a place, and the place's path in it.
+
+    S3's endpoint, region and credentials come from the standard AWS_* variables or the instance profile.
+    """
+    uri = absolute(uri)
+    if is_local(uri):
+        return pafs.LocalFileSystem(), uri
+    root, key = split_uri(uri)
+    try:
+        # from_uri on the bucket alone: it honours AWS_ENDPOINT_URL, and the key stays unparsed.
+        fs, bucket = pafs.FileSystem.from_uri(root)
+    except OSError as error:
+        raise UserError(_unreachable(uri, error)) from error
+    return fs, f"{bucket}/{key}" if key else bucket
+
+
+def _unreachable(uri: str, error: Exception) -> str:
+    return (
+        f"The storage must answer: {uri} does not ({_first_line(error)}); check the address, AWS_ENDPOINT_URL and "
+        "the credentials in the environment."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or directory is there."""
+    fs, path = filesystem(uri)
+    try:
+        return bool(fs.get_file_info(path).type != pafs.FileType.NotFound)
+    except OSError as error:
+        raise UserError(_unreachable(uri, error)) from error
+
+
+def list_names(uri: str) -> list[str]:
+    """Names of what lies directly in a directory, sorted; empty if there is no such directory."""
+    fs, path = filesystem(uri)
+    try:
+        infos = fs.get_file_info(pafs.FileSelector(path, recursive=False, allow_not_found=True))
+    except NotADirectoryError as error:
+        raise UserError(f"output must be a directory: {uri} is a file; name another.") from error
+    except OSError as error:
+        raise UserError(_unreachable(uri, error)) from error
+    return sorted(info.base_name for info in infos)
+
+
+def read_bytes(uri: str) -> bytes:
+    """A whole file.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+    """
+    fs, path = filesystem(uri)
+    with fs.open_input_stream(path) as stream:
+        return bytes(stream.read())
+
+
+def write_bytes(uri: str, data: bytes) -> None:
+    """Write a file that appears whole or not at all, replacing what was there."""
+    fs, path = filesystem(uri)
+    if is_local(uri):
+        # A reader, or a run that is killed here, must never see half a file.
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            Path(temporary).write_bytes(data)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    else:
+        with fs.open_output_stream(path) as stream:  # an object store shows an object when it is complete
+            stream.write(data)
+
+
+def read_json(uri: str) -> Any:
+    """Parse a JSON file."""
+    return json.loads(read_bytes(uri))
+
+
+def write_json(uri: str, value: Any) -> None:
+    """Write a JSON file, indented, whole or not at all."""
+    write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def upload_directory(local: str, uri: str) -> None:
+    """Copy the files of a local directory, whole file by whole file, to a place."""
+    for path in sorted(Path(local).rglob("*")):
+        if path.is_file():
+            write_bytes(join(uri, path.relative_to(local).as_posix()), path.read_bytes())
+
+
+def is_finished(output: str) -> bool:
+    """Whether a job finished this output."""
+    return exists(join(output, SUCCESS))
+
+
+def mark_finished(output: str) -> None:
+    """Write `_SUCCESS`: all that the job promises is there."""
+    write_bytes(join(output, SUCCESS), b"")
+
+
+def require_new_output(output: str, *, resumable: bool) -> None:
+    """Refuse an output directory that has something in it.
+
+    Raises:
+        UserError: it is not empty.
+    """
+    names = list_names(output)
+    if names:
+        hint = "name a new directory, or add --resume to go on with it" if resumable else "name a new directory"
+        raise UserError(f"output must be empty: {output} holds {', '.join(names[:5])}; {hint}.")
+
+
+def delete(uri: str) -> None:
+    """Remove one file."""
+    fs, path = filesystem(uri)
+    fs.delete_file(path)

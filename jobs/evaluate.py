@@ -1,0 +1,9 @@
+"""Evaluate a bundle on labelled images: python jobs/evaluate.py --data FOLDER --model BUNDLE --output FOLDER"""
+
+import sys
+
+from deepfake_ray import cli
+from deepfake_ray.config import EvaluateConfig
+
+if __name__ == "__main__":
+    sys.exit(cli.main(EvaluateConfig, "deepfake_ray.evaluation:evaluate"))
