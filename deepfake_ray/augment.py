@@ -1,5 +1,7 @@
 """Training augmentation: pure functions of uint8 images and one seed an image. Knows neither Ray nor torch."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,13 +20,12 @@ def seeds_of(seed: int, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.uint6
     return _mix(_mix(np.asarray(rows, np.uint64)) ^ _mix(np.array([key], np.uint64)))
 
 
-def uniform(seed: np.uint64, num_draws: int) -> NDArray[np.float64]:
-    """The random numbers of a seed: float64 (num_draws,) in [0, 1)."""
-    steps = np.arange(1, num_draws + 1, dtype=np.uint64) * _GOLDEN  # wraps at 2**64, as it should
-    return np.asarray(_mix(seed + steps) >> np.uint64(11), np.float64) / 2**53
+def uniform(seeds: NDArray[np.uint64], draw: int) -> NDArray[np.float64]:
+    """The `draw`-th random number of each seed: float64 (B,) in [0, 1)."""
+    return np.asarray(_mix(seeds + _STEPS[draw]) >> np.uint64(11), np.float64) / 2**53
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_STEPS = np.arange(1, 17, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)  # wraps at 2**64, as it should
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -34,21 +35,23 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return np.asarray(x ^ (x >> np.uint64(31)), np.uint64)
 
 
-def baseline(image: Pixels, seed: np.uint64) -> Pixels:
+def baseline(images: Iterable[Pixels], seeds: NDArray[np.uint64]) -> Iterator[Pixels]:
     """The original system's recipe: horizontal flip and rotation by up to 10 degrees, each with p = .5.
 
     Args:
-        image: uint8 (H, W, 3).
-        seed: decides what happens to it.
+        images: uint8 (H, W, 3) each.
+        seeds: uint64 (B,), one an image: decides what happens to it.
 
-    Returns:
-        A new image of the same shape; corners that a rotation uncovers are black.
+    Yields:
+        Images of the same shapes; corners that a rotation uncovers are black.
     """
-    flip, rotate, turn = uniform(seed, 3)
-    if flip < FLIP_SHARE:
-        image = image[:, ::-1]
-    if rotate < ROTATION_SHARE:
-        degrees = (2 * turn - 1) * ROTATION_DEGREES
-        turned = Image.fromarray(np.ascontiguousarray(image)).rotate(degrees, Image.Resampling.BILINEAR)
-        image = np.asarray(turned)
-    return image
+    flips = uniform(seeds, 0) < FLIP_SHARE
+    rotates = uniform(seeds, 1) < ROTATION_SHARE
+    degrees = (2 * uniform(seeds, 2) - 1) * ROTATION_DEGREES
+    for image, flip, rotate, angle in zip(images, flips, rotates, degrees, strict=True):
+        if flip:
+            image = image[:, ::-1]
+        if rotate:
+            turned = Image.fromarray(np.ascontiguousarray(image)).rotate(angle, Image.Resampling.BILINEAR)
+            image = np.asarray(turned)
+        yield image

@@ -176,10 +176,10 @@ def _decode_jpeg(data: bytes, limits: Limits) -> Pixels:
     # missing with grey when a cut file still has an end marker.
     if colorspace in ("CMYK", "YCCK"):
         inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
-        pixels = _cmyk_to_rgb(inks, inverted=b"Adobe" in data[:_HEADER_BYTES])
+        pixels = _cmyk_to_rgb(inks, inverted=data.find(b"Adobe", 0, _HEADER_BYTES) >= 0)
     else:
         pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    if b"Exif\x00\x00" in data[:_HEADER_BYTES]:
+    if data.find(b"Exif\x00\x00", 0, _HEADER_BYTES) >= 0:
         pixels = _upright(pixels, _exif_orientation(data))
     return pixels
 

@@ -147,7 +147,7 @@ class _Loop:
             seed=self.config.seed,
         )
         self.optimizer = torch.optim.Adam(
-            self.detector.parameters(), lr=spec.learning_rate, weight_decay=self.config.weight_decay
+            self.detector.parameters(), lr=spec.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         num_steps = self.config.epochs * self.sampler.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
