@@ -73,7 +73,7 @@ def save(uri: str, spec: Spec, arrays: Arrays) -> Spec:
     Returns:
         The spec as written.
     """
-    weights = safetensors.numpy.save({key: np.ascontiguousarray(value) for key, value in arrays.items()})
+    weights = safetensors.numpy.save({key: np.asarray(value, order="C") for key, value in arrays.items()})
     spec = replace(spec, sha256=hashlib.sha256(weights).hexdigest())
     storage.write_bytes(storage.join(uri, WEIGHTS), weights)
     storage.write_bytes(storage.join(uri, CARD), _card(spec).encode())

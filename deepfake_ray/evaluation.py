@@ -1,6 +1,5 @@
 """`evaluate(config)`: score a labelled split, then metrics, a classification report, figures and report.html."""
 
-import io
 import shlex
 import sys
 from typing import Any
@@ -79,7 +78,11 @@ def _arrays(scored: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.float64], N
     """Labels, logits and p_fake of the scored rows."""
     fake = pc.equal(scored["true_label"], schema.CLASSES[schema.FAKE]).to_numpy(zero_copy_only=False)
     labels = np.where(fake, schema.FAKE, schema.REAL)
-    return labels, scored["logit"].to_numpy().astype(np.float64), scored["p_fake"].to_numpy().astype(np.float64)
+    return (
+        labels,
+        scored["logit"].to_numpy().astype(np.float64),
+        scored["p_fake"].to_numpy().astype(np.float64),
+    )
 
 
 def measure(scored: pa.Table, model: bundle.Spec, threshold: str) -> dict[str, Any]:
@@ -147,7 +150,12 @@ def tidy(result: dict[str, Any]) -> pa.Table:
     """metrics.json's numbers as rows of `schema.METRICS`."""
 
     def row(metric: str, value: float | None, **more: Any) -> dict[str, Any]:
-        common = {"metric": metric, "split": result["split"], "value": value, "num_images": result["num_scored"]}
+        common = {
+            "metric": metric,
+            "split": result["split"],
+            "value": value,
+            "num_images": result["num_scored"],
+        }
         return {**common, **more}
 
     rows = [row(name, result[name]) for name in ("roc_auc", "average_precision", "log_loss")]

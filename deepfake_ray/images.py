@@ -115,7 +115,15 @@ _MAGIC = (
     (b"\xff\x4f\xff\x51", "jp2"),
     (b"8BPS", "psd"),
 )
-_PILLOW = {"png": "PNG", "gif": "GIF", "bmp": "BMP", "tiff": "TIFF", "webp": "WEBP", "avif": "AVIF", "heic": "HEIF"}
+_PILLOW = {
+    "png": "PNG",
+    "gif": "GIF",
+    "bmp": "BMP",
+    "tiff": "TIFF",
+    "webp": "WEBP",
+    "avif": "AVIF",
+    "heic": "HEIF",
+}
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
@@ -142,20 +150,23 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         raise ImageError(ErrorCode.TOO_LARGE, "the decoder ran out of memory") from error
     except Exception as error:
         # A damaged file makes decoders raise nearly anything (struct.error, IndexError, zlib.error ...).
-        raise ImageError(_code_of(error), _message_of(error)) from error
+        raise ImageError(_code_of(error, data, kind), _message_of(error)) from error
 
 
 def _message_of(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _code_of(error: Exception) -> ErrorCode:
+def _code_of(error: Exception, data: bytes, kind: str) -> ErrorCode:
     text = str(error).lower()
-    if isinstance(error, EOFError) or any(word in text for word in _ENDS_EARLY):
+    ends_early = isinstance(error, EOFError) or any(word in text for word in _ENDS_EARLY)
+    if ends_early or (kind == "jpeg" and b"\xff\xd9" not in data[-_TRAILER_BYTES:]):
         return ErrorCode.TRUNCATED
     return ErrorCode.DECODE_FAILED
 
 
+_TRAILER_BYTES = 4096
+"""Where an end marker is looked for: some writers add bytes after it."""
 _ENDS_EARLY = ("truncated", "premature end", "unexpected end", "end of file", "not enough", "no image data")
 
 
@@ -299,7 +310,7 @@ def _register_heif() -> bool:
 def _check_end(data: bytes, kind: str) -> None:
     """Formats that say where they end must get there; Pillow shows what it has of some that do not."""
     complete = {
-        "png": lambda: b"IEND" in data[-4096:],
+        "png": lambda: b"IEND" in data[-_TRAILER_BYTES:],
         "gif": lambda: data.rstrip(b"\x00").endswith(b";"),
         "webp": lambda: len(data) >= 8 + struct.unpack_from("<I", data, 4)[0],
         "bmp": lambda: len(data) >= struct.unpack_from("<I", data, 2)[0],

@@ -12,7 +12,6 @@ from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
 from deepfake_ray.images import Limits, Pixels, Preparation, decode, prepare
 from deepfake_ray.storage import is_local
 
-
 T = TypeVar("T")
 
 

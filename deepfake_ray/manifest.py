@@ -34,7 +34,8 @@ SPLIT_NAMES = {
     "test": schema.TEST,
 }
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heif .jp2 .jxl .psd".split()
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")
+    + (".avif", ".avifs", ".heic", ".heif", ".jp2", ".jxl", ".psd")
 )
 TABLE_SUFFIXES = (".parquet", ".csv")
 OTHER_FILES = "_other_files.parquet"
@@ -216,7 +217,7 @@ def read_table(place: str) -> pa.Table:
     try:
         if place.lower().endswith(".csv"):
             with fs.open_input_stream(path) as stream:
-                return pacsv.read_csv(stream)
+                return pacsv.read_csv(stream, convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
         return pq.read_table(path, filesystem=fs)
     except pa.ArrowException as error:
         message = str(error).splitlines()[0]
@@ -238,7 +239,10 @@ def _from_table(place: str, limit: int | None) -> Manifest:
     repeated = [uri for uri, count in Counter(uris).items() if count > 1]
     if repeated:
         raise UserError(f"A table must name each uri once: {place} repeats {repeated[0]}; remove the repetitions.")
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {"row": pa.array(np.arange(len(uris))), "uri": pa.array(uris)}
+    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+        "row": pa.array(np.arange(len(uris))),
+        "uri": pa.array(uris),
+    }
     for field in schema.MANIFEST:
         if field.name in columns:
             continue
@@ -263,7 +267,7 @@ def _absolute_in(folder: str, uri: str | None) -> str:
 def _known(values: list[str | None], column: str, place: str) -> list[str | None]:
     known: dict[str, str] = dict(SPLIT_NAMES)
     if column == "label":
-        known = {name: "real" for name in (*REAL_NAMES, "0")} | {name: "fake" for name in (*FAKE_NAMES, "1")}
+        known = dict.fromkeys((*REAL_NAMES, "0"), "real") | dict.fromkeys((*FAKE_NAMES, "1"), "fake")
     for value in values:
         if value is not None and value.lower() not in known:
             raise UserError(f"{column} must be one of {', '.join(sorted(known))}: {place} has {value!r}; rename it.")
@@ -397,8 +401,7 @@ def _splits(table: pa.Table, keys: Sequence[str], split_by: str) -> list[str]:
     elif not present:
         log.info("no split folders: 80/10/10 %% by hash of the %s", "group" if any(groups) else "file's place")
         return [
-            schema.TRAIN if bucket < 0.8 else schema.VALIDATION if bucket < 0.9 else schema.TEST
-            for bucket in buckets
+            schema.TRAIN if bucket < 0.8 else schema.VALIDATION if bucket < 0.9 else schema.TEST for bucket in buckets
         ]
     elif None in splits:
         raise UserError(

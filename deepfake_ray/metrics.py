@@ -83,7 +83,9 @@ def classification_report(labels: ArrayLike, p_fake: ArrayLike, threshold: float
 def fit_temperature(labels: ArrayLike, logits: ArrayLike) -> float:
     """The temperature in [.05, 20] with the least log loss (Guo et al. 2017, arXiv 1706.04599)."""
     found = minimize_scalar(
-        lambda t: log_loss(labels, logits, float(np.exp(t))), bounds=(np.log(0.05), np.log(20)), method="bounded"
+        lambda t: log_loss(labels, logits, float(np.exp(t))),
+        bounds=(np.log(0.05), np.log(20)),
+        method="bounded",
     )
     return float(np.exp(found.x))
 

@@ -142,8 +142,8 @@ def check_image_size(arch: str, image_size: int) -> None:
     Raises:
         UserError: the arch does not take that size.
     """
+    network = _shapes_of(arch).eval()
     with torch.device("meta"):
-        network = build(arch).eval()
         try:
             network(torch.empty(1, 3, image_size, image_size))
         except (RuntimeError, AssertionError, ValueError) as error:
@@ -153,11 +153,19 @@ def check_image_size(arch: str, image_size: int) -> None:
             ) from error
 
 
+def _shapes_of(arch: str, num_classes: int = len(CLASSES)) -> nn.Module:
+    """The network without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return build(arch, num_classes)
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        return build(arch, num_classes).to("meta")
+
+
 @lru_cache
 def head_keys(arch: str) -> frozenset[str]:
     """The parameters whose shape depends on the number of classes: the head that is replaced."""
-    with torch.device("meta"):
-        two, three = build(arch, 2).state_dict(), build(arch, 3).state_dict()
+    two, three = _shapes_of(arch, 2).state_dict(), _shapes_of(arch, 3).state_dict()
     return frozenset(key for key in two if two[key].shape != three[key].shape)
 
 

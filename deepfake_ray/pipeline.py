@@ -163,7 +163,9 @@ def training_batches(
     while tasks := list(itertools.islice(everything, TASKS_PER_STREAM)):
         with DataContext.current(context(cpus)):
             rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
-                ReadTask(tasks, sampler, tables, preparation, limits), batch_size=None, num_cpus=min(1.0, cpus)
+                ReadTask(tasks, sampler, tables, preparation, limits),
+                batch_size=None,
+                num_cpus=min(1.0, cpus),
             )
             blocks = rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         for task, block in zip(tasks, blocks, strict=True):
@@ -188,7 +190,10 @@ def _batches_of(task: Task, block: dict[str, NDArray[Any]], batch_size: int) -> 
 
 
 def scored_chunks(
-    chunks: Sequence[manifest.Chunk], scorer: type, scorer_arguments: dict[str, Any], placement: ScoringPlacement
+    chunks: Sequence[manifest.Chunk],
+    scorer: type,
+    scorer_arguments: dict[str, Any],
+    placement: ScoringPlacement,
 ) -> Iterator[dict[str, Any]]:
     """Have a pool of actors score chunks of a manifest; yields what the scorer says of each, as they are done.
 

@@ -20,9 +20,7 @@ class Progress:
         self.num_errors = 0
         self._started = self._last_line = time.monotonic()
         self._interval_s = interval_s
-        self._bar = (
-            tqdm(total=total, desc=stage, unit=" images", dynamic_ncols=True) if sys.stderr.isatty() else None
-        )
+        self._bar = tqdm(total=total, desc=stage, unit=" images", dynamic_ncols=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Self:
         return self

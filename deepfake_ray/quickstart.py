@@ -21,11 +21,12 @@ def quickstart(config: QuickstartConfig) -> Path:
     say(f"1/4 generating a synthetic sample in {data}")
     sample.generate(data, seed=config.seed)
     say("2/4 training the CNN on it")
-    shared = {"seed": config.seed, "verbose": config.verbose}
-    train(TrainConfig(data=data, output=str(folder / "train"), epochs=EPOCHS, **shared))
+    train(TrainConfig(data=data, output=str(folder / "train"), epochs=EPOCHS, seed=config.seed))
     say("3/4 scoring the test images, as if their labels were not known")
-    score(ScoreConfig(images=str(folder / "images" / "Test"), model=model, output=str(folder / "score"), **shared))
+    score(
+        ScoreConfig(images=str(folder / "images" / "Test"), model=model, output=str(folder / "score"), seed=config.seed)
+    )
     say("4/4 evaluating on the test split")
-    evaluate(EvaluateConfig(data=data, model=model, output=str(folder / "evaluation"), **shared))
+    evaluate(EvaluateConfig(data=data, model=model, output=str(folder / "evaluation"), seed=config.seed))
     say("The sample is synthetic: these figures say that the program works, not how well it finds deepfakes.")
     return folder

@@ -107,9 +107,7 @@ def precision_recall_curve(labels: NDArray[np.int64], scores: NDArray[np.float64
     return _png(figure)
 
 
-def score_histogram(
-    labels: NDArray[np.int64], p_fake: NDArray[np.float64], thresholds: Mapping[str, float]
-) -> bytes:
+def score_histogram(labels: NDArray[np.int64], p_fake: NDArray[np.float64], thresholds: Mapping[str, float]) -> bytes:
     """p_fake of the real and of the fake images, and where the thresholds lie."""
     figure, axes = _axes("Scores", "p_fake", "images", size=(7.2, 4.0))
     bins = np.linspace(0, 1, 41)
@@ -118,7 +116,7 @@ def score_histogram(
     for (name, value), style in zip(thresholds.items(), ("-", "--", "-.", ":"), strict=False):
         axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {value:.3f}")
     axes.set_xlim(0, 1)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper center")
     return _png(figure)
 
 

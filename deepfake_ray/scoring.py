@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,7 @@ from deepfake_ray.loading import Loaded, load_all
 from deepfake_ray.pipeline import scored_chunks
 from deepfake_ray.placement import ScoringPlacement, plan_scoring
 from deepfake_ray.progress import Progress, duration, say
-from deepfake_ray.session import cluster_nodes
+from deepfake_ray.session import check_places, cluster_nodes
 
 RUN = "run.json"
 MIN_IMAGES_TO_STOP = 1_000
@@ -169,7 +170,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     return summary
 
 
-def score_manifest(config: ScoreConfig | EvaluateConfig, list_images: Any) -> dict[str, Any]:
+def score_manifest(
+    config: ScoreConfig | EvaluateConfig, list_images: Callable[[], manifest.Manifest]
+) -> dict[str, Any]:
     """Score what `list_images()` gives into OUTPUT/predictions, resuming if asked to; write and return `run.json`.
 
     Args:
@@ -181,6 +184,8 @@ def score_manifest(config: ScoreConfig | EvaluateConfig, list_images: Any) -> di
     run_uri, manifest_uri = storage.join(output, RUN), storage.join(output, "manifest")
     predictions = storage.join(output, "predictions")
     model = bundle.load_spec(config.model)
+    source = config.images if isinstance(config, ScoreConfig) else config.data
+    check_places([source, config.model], output, shared_storage=config.shared_storage)
     placement = plan_scoring(cluster_nodes(), config.num_workers, config.use_gpu)
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
@@ -189,7 +194,7 @@ def score_manifest(config: ScoreConfig | EvaluateConfig, list_images: Any) -> di
     else:
         if not config.resume:
             storage.require_new_output(output, resumable=True)
-        images: manifest.Manifest = list_images()
+        images = list_images()
         manifest.write(images, manifest_uri, rows_per_chunk=_rows_per_chunk(len(images.table), config, placement))
         run = {
             "run_id": uuid.uuid4().hex[:16],
@@ -245,7 +250,15 @@ def _rows_per_chunk(num_rows: int, config: ScoreConfig | EvaluateConfig, placeme
     return min(batches, max(1, MAX_ROWS_PER_CHUNK // config.batch_size)) * config.batch_size
 
 
-_FREE_TO_CHANGE = {"resume", "verbose", "num_workers", "use_gpu", "max_error_share", "shared_storage", "output"}
+_FREE_TO_CHANGE = {
+    "resume",
+    "verbose",
+    "num_workers",
+    "use_gpu",
+    "max_error_share",
+    "shared_storage",
+    "output",
+}
 
 
 def _require_same(run: dict[str, Any], model: bundle.Spec, config: ScoreConfig | EvaluateConfig) -> None:
@@ -319,5 +332,3 @@ def read_predictions(output: str, columns: list[str] | None = None) -> pa.Table:
     """All rows of OUTPUT/predictions, in manifest order."""
     fs, path = storage.filesystem(storage.join(output, "predictions"))
     return pads.dataset(path, filesystem=fs, format="parquet").to_table(columns=columns).sort_by("row")
-
-

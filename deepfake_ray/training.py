@@ -35,11 +35,11 @@ from deepfake_ray.pipeline import Batch, TrainingTables, training_batches
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.sampling import Sampler
-from deepfake_ray.session import cluster_nodes
+from deepfake_ray.session import check_places, cluster_nodes
 
 log = logging.getLogger(__name__)
 
-HistoryRow = dict[str, float]
+HistoryRow = dict[str, Any]
 STATE_FILE = "state.pt"
 VALIDATION_FILE = "validation.npz"
 SIZE_SAMPLE = 64
@@ -147,7 +147,10 @@ class _Loop:
             seed=self.config.seed,
         )
         self.optimizer = torch.optim.Adam(
-            self.detector.parameters(), lr=spec.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            self.detector.parameters(),
+            lr=spec.learning_rate,
+            weight_decay=self.config.weight_decay,
+            fused=True,
         )
         num_steps = self.config.epochs * self.sampler.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -211,9 +214,7 @@ class _Loop:
         tally.loss_sum, tally.num_correct = loss_sum.item(), num_correct.item()
         return tally
 
-    def _validate(
-        self, epoch: int, batches: Iterator[Batch]
-    ) -> tuple[_Tally, NDArray[np.float32], NDArray[np.int64]]:
+    def _validate(self, epoch: int, batches: Iterator[Batch]) -> tuple[_Tally, NDArray[np.float32], NDArray[np.int64]]:
         self._share_buffers()
         self.detector.eval()
         tally = _Tally()
@@ -386,6 +387,7 @@ def train(config: TrainConfig) -> bundle.Spec:
         limit=config.limit,
         seed=config.seed,
     )
+    check_places([config.data], output, shared_storage=config.shared_storage)
     findings = _look_at_data(images)
     arch, origin = config.arch, config.weights or weights.default_weights(config.arch)
     image_size = config.image_size or models.choose_image_size(arch, _median_short_side(images, config))
@@ -430,7 +432,7 @@ def train(config: TrainConfig) -> bundle.Spec:
         placement=placement,
         tables=TrainingTables.of(images.table),
         initial_state=ray.put(state),
-        board=Board.remote(),
+        board=Board.remote(),  # type: ignore[attr-defined]
     )
     best = _fit(spec, output)
     saved = _write_bundle(best, storage.join(output, "model"), preparation, config, resolved, counts)

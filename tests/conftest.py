@@ -1,0 +1,39 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def sample_folder(tmp_path_factory):
+    from deepfake_ray import sample
+
+    folder = tmp_path_factory.mktemp("sample")
+    sample.generate(str(folder), num_train=400, num_test=80)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_2_cpus():
+    """One local Ray of 2 CPUs for the whole session: the smallest that must not deadlock."""
+    import ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def trained(ray_2_cpus, sample_folder, tmp_path_factory):
+    """The output of a short training run on the sample."""
+    from deepfake_ray.config import TrainConfig
+    from deepfake_ray.training import train
+
+    output = tmp_path_factory.mktemp("trained") / "run"
+    train(TrainConfig(data=str(sample_folder), output=str(output), epochs=2, global_batch_size=64))
+    return output

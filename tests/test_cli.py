@@ -1,0 +1,114 @@
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from deepfake_ray import cli
+from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.errors import UserError
+
+CONFIGS = {
+    "train": TrainConfig,
+    "score": ScoreConfig,
+    "evaluate": EvaluateConfig,
+    "quickstart": QuickstartConfig,
+}
+MINIMAL = {
+    TrainConfig: ["--data", "d", "--output", "o"],
+    ScoreConfig: ["--images", "i", "--model", "m", "--output", "o"],
+    EvaluateConfig: ["--data", "d", "--model", "m", "--output", "o"],
+}
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+@pytest.mark.parametrize("module", ["config", "cli", "schema", "errors"])
+def test_the_command_line_loads_neither_ray_nor_torch(module):
+    loaded = python(f"import sys, deepfake_ray.{module}; print([m for m in ('ray', 'torch') if m in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["augment", "bundle", "fetch", "images", "inference", "loading", "metrics", "models", "report", "sampling",
+     "storage", "weights"],
+)  # fmt: skip
+def test_pure_work_never_loads_ray(module):
+    loaded = python(f"import sys, deepfake_ray.{module}; print('ray' in sys.modules)")
+    assert loaded.strip() == "False"
+
+
+def test_the_scoring_driver_needs_no_torch():
+    assert python("import sys, deepfake_ray.scoring; print('torch' in sys.modules)").strip() == "False"
+
+
+@pytest.mark.parametrize("job", CONFIGS)
+def test_help_names_every_flag(job):
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for name in CONFIGS[job].__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+def commands_of(document):
+    text = (ROOT / document).read_text().replace("\\\n", " ")
+    blocks = "\n".join(re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL))
+    return re.findall(r"python jobs/(\w+)\.py([^\n&|#]*)", blocks)
+
+
+def test_every_command_in_the_readme_is_understood():
+    commands = commands_of("README.md")
+    assert {job for job, _ in commands} == set(CONFIGS)
+    for job, flags in commands:
+        cli.parse(CONFIGS[job], shlex.split(flags))
+
+
+def test_every_flag_named_in_the_readme_exists():
+    named = set(re.findall(r"`--([a-z][a-z-]+)", (ROOT / "README.md").read_text()))
+    known = {name.replace("_", "-") for config in CONFIGS.values() for name in config.__dataclass_fields__}
+    assert named - known == set()
+
+
+def test_readme_tree_names_every_file():
+    text = (ROOT / "README.md").read_text()
+    for folder in ("deepfake_ray", "jobs"):
+        for path in sorted((ROOT / folder).glob("*.py")):
+            assert path.name == "__init__.py" or path.name in text
+
+
+@pytest.mark.parametrize("config", MINIMAL)
+def test_minimal_commands(config):
+    assert cli.parse(config, MINIMAL[config]).output == "o"
+
+
+@pytest.mark.parametrize(
+    ("config", "flags", "message"),
+    [
+        (TrainConfig, ["--epochs", "0"], "epochs must be greater than 0: got 0"),
+        (TrainConfig, ["--warmup-share", "1"], r"warmup-share must be in \[0, 1\)"),
+        (TrainConfig, ["--max-error-share", "2"], "max-error-share must be in"),
+        (ScoreConfig, ["--threshold", "best"], "threshold must be one of default, balanced"),
+        (ScoreConfig, ["--threshold", "1.5"], "threshold must be one of"),
+        (ScoreConfig, ["--batch-size", "0"], "batch-size must be greater than 0"),
+        (EvaluateConfig, ["--limit", "-1"], "limit must be greater than 0"),
+        (EvaluateConfig, ["--output", ""], "output must name a directory"),
+    ],
+)
+def test_values_that_break_a_rule(config, flags, message):
+    with pytest.raises(UserError, match=message):
+        cli.parse(config, [*MINIMAL[config], *flags])
+
+
+def test_mistakes_exit_with_2_and_one_line(capfd):
+    assert cli.main(TrainConfig, "unused:unused", [*MINIMAL[TrainConfig], "--epochs", "0"]) == 2
+    shown = capfd.readouterr().err
+    assert shown.startswith("error: epochs must be greater than 0")
+    assert len(shown.strip().splitlines()) == 1
+    with pytest.raises(SystemExit) as caught:
+        cli.main(TrainConfig, "unused:unused", [*MINIMAL[TrainConfig], "--epoch", "1"])
+    assert caught.value.code == 2

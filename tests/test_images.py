@@ -1,0 +1,211 @@
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deepfake_ray.errors import ErrorCode, ImageError
+from deepfake_ray.images import Limits, Preparation, decode, jpeg_quality, prepare, sniff
+
+LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
+
+# A smooth picture (lossy formats keep it to a few grey levels) whose corners differ, so that turning shows.
+Y, X = np.mgrid[0:48, 0:64]
+PICTURE = np.stack([4 * X, 5 * Y, 255 - 2 * (X + Y)], axis=-1).clip(0, 255).astype(np.uint8)
+GREY = np.repeat((3 * X + Y).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def encode(image, kind, **options):
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def rgb():
+    return Image.fromarray(PICTURE)
+
+
+def close(pixels, expected, tolerance):
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected.astype(int)).mean() <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "tolerance"),
+    [
+        ("JPEG", {"quality": 95}, 3),
+        ("JPEG", {"quality": 95, "progressive": True}, 3),
+        ("PNG", {}, 0),
+        ("WEBP", {"lossless": True}, 0),
+        ("WEBP", {"quality": 95}, 4),
+        ("BMP", {}, 0),
+        ("TIFF", {}, 0),
+        ("TIFF", {"compression": "tiff_lzw"}, 0),
+        ("AVIF", {"quality": 95}, 4),
+    ],
+)
+def test_decodes_rgb(kind, options, tolerance):
+    decoded = decode(encode(rgb(), kind, **options), LIMITS)
+    close(decoded.pixels, PICTURE, tolerance)
+    assert (decoded.format, decoded.width, decoded.height) == (kind.lower(), 64, 48)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_grey_becomes_three_equal_channels(kind):
+    close(decode(encode(Image.fromarray(GREY[..., 0]), kind), LIMITS).pixels, GREY, 2)
+
+
+def test_palette_png_and_gif():
+    paletted = rgb().quantize(64)
+    expected = np.asarray(paletted.convert("RGB"))
+    close(decode(encode(paletted, "PNG"), LIMITS).pixels, expected, 0)
+    close(decode(encode(paletted, "GIF"), LIMITS).pixels, expected, 0)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animation_gives_its_first_frame(kind):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue", "green")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], duration=100, **options)
+    close(decode(data, LIMITS).pixels, np.full((8, 8, 3), (255, 0, 0), np.uint8), 0)
+
+
+def test_cmyk_jpeg():
+    # Full cyan ink, no other: red is absorbed. Half black ink: every channel is halved.
+    for inks, expected in (((255, 0, 0, 0), (0, 255, 255)), ((0, 0, 0, 128), (127, 127, 127))):
+        data = encode(Image.new("CMYK", (16, 16), inks), "JPEG", quality=100)
+        close(decode(data, LIMITS).pixels, np.full((16, 16, 3), expected, np.uint8), 2)
+
+
+def test_16_bit_png_is_shifted_not_clipped():
+    deep = (X * 1000).astype(np.uint16)  # 0 .. 63,000
+    expected = np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    close(decode(encode(Image.fromarray(deep), "PNG"), LIMITS).pixels, expected, 0)
+
+
+def test_32_bit_pixels_are_unsupported():
+    assert code_of(encode(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF")) == "unsupported_format"
+
+
+def test_alpha_is_composed_over_white():
+    for alpha, expected in ((0, (255, 255, 255)), (255, (200, 0, 0)), (51, (244, 204, 204))):
+        data = encode(Image.new("RGBA", (4, 4), (200, 0, 0, alpha)), "PNG")
+        close(decode(data, LIMITS).pixels, np.full((4, 4, 3), expected, np.uint8), 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (4, lambda a: a[::-1]),
+        (5, lambda a: a.transpose(1, 0, 2)),
+        (6, lambda a: np.rot90(a, -1)),
+        (7, lambda a: np.rot90(a.transpose(1, 0, 2), 2)),
+        (8, lambda a: np.rot90(a)),
+    ],
+)
+def test_exif_orientation(kind, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95} if kind == "JPEG" else {}
+    close(decode(encode(rgb(), kind, exif=exif, **options), LIMITS).pixels, upright(PICTURE), 3)
+
+
+def test_damaged_exif_does_not_cost_the_picture():
+    data = encode(rgb(), "JPEG", quality=95, exif=b"Exif\x00\x00garbage")
+    close(decode(data, LIMITS).pixels, PICTURE, 3)
+
+
+def code_of(data, limits=LIMITS):
+    with pytest.raises(ImageError) as caught:
+        decode(data, limits)
+    return str(caught.value.code)
+
+
+def faulty():
+    # Noise, so that the picture is most of the file.
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    jpeg, png = encode(noise, "JPEG", quality=90), encode(noise, "PNG")
+    gif, bmp = encode(noise.quantize(64), "GIF"), encode(noise, "BMP")
+    webp, tiff = encode(noise, "WEBP"), encode(noise, "TIFF")
+    broken = bytearray(png)
+    broken[60:70] = b"\xff" * 10
+    return {
+        "empty": (b"", "empty"),
+        "text": (b"this is no picture", "not_an_image"),
+        "html": (b"<html><body>403</body></html>", "not_an_image"),
+        "jpeg, a few bytes": (jpeg[:3], "truncated"),
+        "jpeg, its header cut": (jpeg[:100] + b"\xff\xd9", "decode_failed"),
+        "jpeg cut": (jpeg[: len(jpeg) // 2], "truncated"),
+        "jpeg cut, with an end marker": (jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"),
+        "progressive jpeg cut": (encode(noise, "JPEG", progressive=True)[:-200] + b"\xff\xd9", "truncated"),
+        "png cut": (png[: len(png) // 2], "truncated"),
+        "png cut, with an end marker": (png[: len(png) // 2] + png[-12:], None),
+        "png damaged": (bytes(broken), "decode_failed"),
+        "gif cut": (gif[: len(gif) // 2], "truncated"),
+        "bmp cut": (bmp[: len(bmp) // 2], "truncated"),
+        "webp cut": (webp[: len(webp) // 2], "truncated"),
+        "tiff cut": (tiff[: len(tiff) // 2], None),
+        "jpeg xl": (b"\xff\x0a" + bytes(20), "unsupported_format"),
+        "photoshop": (b"8BPS" + bytes(20), "unsupported_format"),
+    }
+
+
+@pytest.mark.parametrize("name", faulty())
+def test_faulty_files_have_a_code_and_no_picture(name):
+    data, expected = faulty()[name]
+    code = code_of(data)
+    assert code in set(ErrorCode)
+    assert expected is None or code == expected
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "AVIF"])
+def test_no_prefix_of_a_file_decodes(kind):
+    image = rgb().quantize(64) if kind == "GIF" else rgb()
+    data = encode(image, kind)
+    for tenth in range(1, 10):
+        code_of(data[: len(data) * tenth // 10])
+
+
+def test_limits():
+    data = encode(rgb(), "PNG")
+    assert code_of(data, Limits(max_bytes=len(data) - 1, max_pixels=10**6)) == "too_large"
+    for kind in ("PNG", "JPEG"):
+        assert code_of(encode(rgb(), kind), Limits(max_bytes=10**6, max_pixels=48 * 64 - 1)) == "too_large"
+    assert decode(data, Limits(max_bytes=len(data), max_pixels=48 * 64)).width == 64
+
+
+def test_a_png_that_declares_a_huge_size_is_not_decoded():
+    data = bytearray(encode(rgb(), "PNG"))
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    assert code_of(bytes(data)) in ("too_large", "decode_failed")
+
+
+def test_wrong_suffix_does_not_matter_but_the_bytes_do():
+    assert sniff(encode(rgb(), "PNG")) == "png"
+    assert sniff(b"RIFF\x00\x00\x00\x00WAVE") is None
+
+
+@pytest.mark.parametrize("quality", [30, 50, 75, 90, 95])
+def test_jpeg_quality_is_estimated_from_the_table(quality):
+    assert jpeg_quality(encode(rgb(), "JPEG", quality=quality)) == quality
+
+
+def test_prepare_resizes_to_the_square_and_leaves_the_right_size_alone():
+    preparation = Preparation(image_size=32)
+    flat = np.full((100, 50, 3), 77, np.uint8)
+    assert np.array_equal(prepare(flat, preparation), np.full((32, 32, 3), 77, np.uint8))
+    square = PICTURE[:32, :32]
+    assert prepare(square, preparation) is square
+
+
+def test_preparation_survives_json_and_refuses_what_it_does_not_know():
+    preparation = Preparation(image_size=96)
+    assert Preparation.from_json(preparation.to_json()) == preparation
+    with pytest.raises(ValueError, match="unknown preparation"):
+        Preparation.from_json({**preparation.to_json(), "resize": "crop"})

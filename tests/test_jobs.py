@@ -1,0 +1,308 @@
+"""The jobs on one local Ray of 2 CPUs."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT
+from PIL import Image
+from sklearn import metrics as sk
+
+from deepfake_ray import schema
+from deepfake_ray.config import EvaluateConfig, ScoreConfig, TrainConfig
+from deepfake_ray.errors import JobError, UserError
+
+pytestmark = pytest.mark.ray
+
+
+def score(**options):
+    from deepfake_ray.scoring import score
+
+    return score(
+        ScoreConfig(**{key: str(v) if key in ("images", "model", "output") else v for key, v in options.items()})
+    )
+
+
+def read(output):
+    return pq.read_table(f"{output}/predictions").sort_by("row")
+
+
+def test_training_writes_what_it_promises(trained):
+    present = set(os.listdir(trained))
+    assert present >= {
+        "model", "manifest", "audit.json", "history.csv", "training.png", "tensorboard", "config.json", "checkpoints",
+        "_SUCCESS",
+    }  # fmt: skip
+    history = list(csv.DictReader(open(trained / "history.csv")))
+    assert [row["epoch"] for row in history] == ["1", "2"]
+    assert all(0 <= float(row["data_wait_share"]) <= 1 for row in history)
+    assert any(name.startswith("events") for name in os.listdir(trained / "tensorboard"))
+    config = json.load(open(trained / "config.json"))
+    assert (config["image_size"], config["weights"], config["num_workers"]) == (32, "none", 1)
+    model = json.load(open(trained / "model" / "model.json"))
+    best = max(history, key=lambda row: float(row["val_auc"]))
+    assert model["provenance"]["best_epoch"] == int(best["epoch"])
+    assert model["provenance"]["validation"]["roc_auc"] == pytest.approx(float(best["val_auc"]))
+    Image.open(trained / "training.png").verify()
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_training_repeats_by_seed(ray_2_cpus, sample_folder, tmp_path, num_workers):
+    from deepfake_ray.training import train
+
+    histories = []
+    for name in ("a", "b"):
+        output = tmp_path / name
+        train(
+            TrainConfig(
+                data=str(sample_folder),
+                output=str(output),
+                epochs=1,
+                num_workers=num_workers,
+                global_batch_size=64,
+            )
+        )
+        (row,) = csv.DictReader(open(output / "history.csv"))
+        histories.append({k: v for k, v in row.items() if k.startswith(("train_", "val_"))})
+    assert histories[0] == histories[1]
+
+
+def test_unreadable_training_images_are_counted_or_too_many(ray_2_cpus, sample_folder, tmp_path):
+    import shutil
+
+    from deepfake_ray.training import train
+
+    data = tmp_path / "data"
+    shutil.copytree(sample_folder, data)
+    (data / "Train" / "Real" / "00000.jpg").write_bytes(b"broken")
+    (data / "Validation" / "Real" / "00000.jpg").write_bytes(b"broken")
+    common = {"data": str(data), "epochs": 1, "global_batch_size": 100}
+    train(TrainConfig(output=str(tmp_path / "run"), max_error_share=0.02, **common))
+    (row,) = csv.DictReader(open(tmp_path / "run" / "history.csv"))
+    assert (float(row["num_train_errors"]), float(row["num_val_errors"])) == (1, 1)
+    with pytest.raises(JobError, match=r"1\.2% of the validation images .*00000\.jpg: not_an_image"):
+        train(TrainConfig(output=str(tmp_path / "strict"), max_error_share=0.01, **common))
+    assert not (tmp_path / "strict" / "_SUCCESS").exists()
+
+
+def test_each_listed_image_has_one_row_and_scores_repeat(trained, sample_folder, tmp_path):
+    images, model = sample_folder / "Test", trained / "model"
+    run = score(images=images, model=model, output=tmp_path / "a", batch_size=16)
+    first = read(tmp_path / "a")
+    assert first.schema.equals(schema.PREDICTIONS, check_metadata=True)
+    listed = sorted(str(path) for path in images.rglob("*.jpg"))
+    assert sorted(first["uri"].to_pylist()) == listed
+    assert first["row"].to_pylist() == list(range(80))
+    assert (run["num_images"], run["num_ok"], run["num_errors"], run["errors_by_code"]) == (80, 80, 0, {})
+    assert run["images_per_s"] > 0
+    assert set(first["true_label"].to_pylist()) == {None}  # scoring infers no label from a folder's name
+    score(images=images, model=model, output=tmp_path / "b", batch_size=16)
+    assert first["logit"] == read(tmp_path / "b")["logit"]
+    score(images=images, model=model, output=tmp_path / "c", batch_size=7)
+    other = read(tmp_path / "c")["p_fake"].to_numpy()
+    assert np.abs(first["p_fake"].to_numpy() - other).max() < 1e-4
+
+
+def test_scores_are_those_of_the_bundle_alone(trained, sample_folder, tmp_path):
+    """The pipeline's numbers against the model called by hand, in another process."""
+    score(images=sample_folder / "Test" / "Real", model=trained / "model", output=tmp_path / "o")
+    rows = read(tmp_path / "o").slice(0, 8)
+    code = f"""
+import json, numpy as np, torch
+from PIL import Image
+from safetensors.torch import load_file
+from deepfake_ray.models import BasicCnn
+spec = json.load(open({str(trained / "model" / "model.json")!r}))
+net = BasicCnn().eval(); net.load_state_dict(load_file({str(trained / "model" / "model.safetensors")!r}))
+out = []
+for uri in {rows["uri"].to_pylist()!r}:
+    x = torch.tensor(np.asarray(Image.open(uri).convert("RGB"))).permute(2, 0, 1)[None] / 255
+    p = spec["preparation"]
+    x = (x - torch.tensor(p["mean"]).view(3, 1, 1)) / torch.tensor(p["std"]).view(3, 1, 1)
+    z = net(x)[0]
+    out.append(torch.sigmoid((z[1] - z[0]) / spec["temperature"]).item())
+print(json.dumps(out))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    # Pillow and simplejpeg may round a pixel differently.
+    assert rows["p_fake"].to_pylist() == pytest.approx(json.loads(found), abs=2e-3)
+
+
+def hostile(folder):
+    folder.mkdir()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+
+    def encoded(image, kind):
+        data = io.BytesIO()
+        image.save(data, kind)
+        return data.getvalue()
+
+    jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
+    deep = Image.fromarray((np.arange(1600).reshape(40, 40) * 40).astype(np.uint16))
+    files = {
+        "good.jpg": (jpeg, None),
+        "cmyk.jpg": (encoded(picture.convert("CMYK"), "JPEG"), None),
+        "deep.png": (encoded(deep, "PNG"), None),
+        "png named.jpg": (png, None),
+        "odd # name %20?.png": (png, None),
+        "broken.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "ended.jpg": (jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"),
+        "empty.jpg": (b"", "empty"),
+        "text.jpg": (b"no image at all", "not_an_image"),
+        "cut.png": (png[: len(png) // 2], "truncated"),
+    }
+    for name, (data, _) in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "gone.jpg").symlink_to(folder / "nothing")
+    (folder / "notes.txt").write_text("not listed as an image")
+    return {name: code for name, (_, code) in files.items()} | {"gone.jpg": "not_found"}
+
+
+def test_broken_files_are_rows_with_codes(trained, tmp_path):
+    expected = hostile(tmp_path / "images")
+    run = score(images=tmp_path / "images", model=trained / "model", output=tmp_path / "o")
+    rows = {os.path.basename(row["uri"]): row for row in read(tmp_path / "o").to_pylist()}
+    assert {name: row["error_code"] for name, row in rows.items()} == expected
+    for name, code in expected.items():
+        row = rows[name]
+        scored = (row["logit"], row["p_fake"], row["predicted_label"])
+        assert row["status"] == ("ok" if code is None else "error")
+        assert (None not in scored) if code is None else scored == (None, None, None)
+        assert (row["error_message"] is None) == (code is None)
+    assert run["errors_by_code"] == dict(Counter(code for code in expected.values() if code))
+    assert (run["num_images"], run["num_ok"], run["num_errors"]) == (11, 5, 6)
+    assert run["num_other_files"] == 1
+    assert rows["good.jpg"]["jpeg_quality"] == 75
+    assert rows["png named.jpg"]["format"] == "png"
+
+
+def test_nothing_scored_is_a_failure_with_rows(trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.jpg").write_bytes(b"")
+    with pytest.raises(JobError, match="no image could be scored: empty 1"):
+        score(images=tmp_path / "images", model=trained / "model", output=tmp_path / "o")
+    assert read(tmp_path / "o")["error_code"].to_pylist() == ["empty"]
+    assert not (tmp_path / "o" / "_SUCCESS").exists()
+
+
+def test_too_many_errors_stop_the_run(trained, tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(1500):
+        (tmp_path / "images" / f"{i:04d}.jpg").write_bytes(b"x")
+    with pytest.raises(JobError, match=r"cannot be read \(not_an_image .*over --max-error-share 0\.5"):
+        score(images=tmp_path / "images", model=trained / "model", output=tmp_path / "o")
+
+
+def test_resume_scores_what_is_left(trained, sample_folder, tmp_path):
+    options = {
+        "images": sample_folder / "Test",
+        "model": trained / "model",
+        "output": tmp_path / "o",
+        "batch_size": 4,
+    }
+    score(**options)
+    whole = read(tmp_path / "o")
+    parts = sorted((tmp_path / "o" / "predictions").iterdir())
+    assert len(parts) > 4
+    (tmp_path / "o" / "_SUCCESS").unlink()
+    for part in parts[1::2]:
+        part.unlink()
+    kept = parts[0].stat().st_mtime_ns
+    with pytest.raises(UserError, match="output must be empty.*--resume"):
+        score(**options)
+    with pytest.raises(UserError, match="threshold was 'balanced' and is now 'default'"):
+        score(**options, resume=True, threshold="default")
+    score(**options, resume=True)
+    again = read(tmp_path / "o")
+    assert again.drop(["scored_at"]) == whole.drop(["scored_at"])
+    assert parts[0].stat().st_mtime_ns == kept
+    before = parts[1].stat().st_mtime_ns
+    assert score(**options, resume=True)["num_images"] == 80  # finished: nothing is done
+    assert parts[1].stat().st_mtime_ns == before
+
+
+def test_one_image_and_a_limit(trained, sample_folder, tmp_path):
+    one = next((sample_folder / "Test" / "Real").glob("*.jpg"))
+    assert score(images=one, model=trained / "model", output=tmp_path / "a")["num_images"] == 1
+    run = score(images=sample_folder / "Test", model=trained / "model", output=tmp_path / "b", limit=5)
+    assert run["num_images"] == 5
+
+
+def test_all_actors_work(trained, sample_folder, tmp_path):
+    """A manifest is small; Ray would make one block of it, and one actor would do everything."""
+    run = score(images=sample_folder / "Train", model=trained / "model", output=tmp_path / "o", batch_size=8)
+    assert run["num_images"] == 400
+    parts = list((tmp_path / "o" / "predictions").iterdir())
+    assert 16 <= len(parts) <= 64
+
+
+def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folder, tmp_path):
+    from deepfake_ray.evaluation import evaluate
+
+    output = tmp_path / "o"
+    evaluate(EvaluateConfig(data=str(sample_folder), model=str(trained / "model"), output=str(output)))
+    found = json.load(open(output / "metrics.json"))
+    rows = read(output).to_pandas()
+    y, p = (rows.true_label == "fake").astype(int), rows.p_fake.astype(float)
+    assert len(rows) == 80
+    assert set(rows.split) == {"test"}
+    assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(y, rows.logit), abs=1e-9)
+    assert found["average_precision"] == pytest.approx(sk.average_precision_score(y, rows.logit), abs=1e-9)
+    model = json.load(open(trained / "model" / "model.json"))
+    q = 1 / (1 + np.exp(-rows.logit.astype(float) / model["temperature"]))
+    assert found["log_loss"] == pytest.approx(sk.log_loss(y, q), abs=1e-9)
+    assert np.abs(q - p).max() < 1e-6
+    assert list(found["thresholds"]) == ["default", "balanced", "fpr_1", "fpr_5"]
+    for name, at in found["thresholds"].items():
+        assert at["threshold"] == model["thresholds"][name]
+        called = (p >= at["threshold"]).astype(int)
+        assert at["accuracy"] == pytest.approx(sk.accuracy_score(y, called), abs=1e-9)
+        assert at["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y, called), abs=1e-9)
+        assert at["mcc"] == pytest.approx(sk.matthews_corrcoef(y, called), abs=1e-9)
+        assert at["f1_fake"] == pytest.approx(sk.f1_score(y, called), abs=1e-9)
+        assert at["f1_macro"] == pytest.approx(sk.f1_score(y, called, average="macro"), abs=1e-9)
+        assert at["precision_real"] == pytest.approx(
+            sk.precision_score(y, called, pos_label=0, zero_division=0), abs=1e-9
+        )
+        assert at["confusion_matrix"] == sk.confusion_matrix(y, called).tolist()
+    assert (rows.predicted_label == np.where(p >= found["thresholds"]["balanced"]["threshold"], "fake", "real")).all()
+    assert set(found["sources"]) == {"nearest", "bilinear", "bicubic"}
+    for source, of in found["sources"].items():
+        chosen = rows[rows.source == source]
+        assert of["recall_fake"] == pytest.approx((chosen.predicted_label == "fake").mean(), abs=1e-9)
+    tidy = pq.read_table(output / "metrics.parquet")
+    assert tidy.schema.equals(schema.METRICS, check_metadata=True)
+    assert {"roc_auc", "accuracy", "true_fake", "recall_fake"} <= set(tidy["metric"].to_pylist())
+    for name in ("confusion_matrix", "roc", "precision_recall", "score_histogram"):
+        Image.open(output / "figures" / f"{name}.png").verify()
+    page = (output / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "http" not in page.replace("http-equiv", "")
+    assert (output / "classification_report.txt").read_text() in page
+    assert (output / "_SUCCESS").exists()
+
+
+def run_job(job, *flags):
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)],
+        capture_output=True, text=True, env=environment, timeout=180, check=False,
+    )  # fmt: skip
+
+
+def test_a_mistake_exits_with_2_and_one_clear_line(tmp_path):
+    (tmp_path / "Real").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "Real" / "a.png")
+    done = run_job("train", "--data", tmp_path, "--output", tmp_path / "o")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert "There must be images of both classes" in line
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,61 @@
+import pytest
+
+from deepfake_ray.errors import UserError
+from deepfake_ray.placement import Node, plan_scoring, plan_training
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "cpus_per_worker", "threads"),
+    [
+        (1, 1, 0.5, 1),
+        (2, 1, 1, 2),
+        (2, 2, 0.5, 1),
+        (4, 2, 1, 2),
+        (4, 3, 1, 1),
+        (16, 1, 12, 16),
+        (16, 4, 3, 4),
+    ],
+)
+def test_training_on_cpus_always_leaves_some_for_the_data(cpus, workers, cpus_per_worker, threads):
+    plan = plan_training([Node(cpus)], workers, "auto")
+    assert (plan.num_workers, plan.cpus_per_worker, plan.torch_threads) == (workers, cpus_per_worker, threads)
+    assert plan.data_cpus_per_worker > 0
+    assert workers * (plan.cpus_per_worker + plan.data_cpus_per_worker) <= cpus
+
+
+def test_training_default_is_one_worker_a_cpu_node_or_a_gpu():
+    assert plan_training([Node(8), Node(8)], None, "auto").num_workers == 2
+    plan = plan_training([Node(16, 4), Node(16, 4), Node(32)], None, "auto")
+    assert (plan.num_workers, plan.use_gpu, plan.cpus_per_worker) == (8, True, 1)
+    assert plan.data_cpus_per_worker == 7  # (64 - 8) / 8
+
+
+def test_gpu_node_with_few_cpus_still_decodes():
+    plan = plan_training([Node(4, 4)], None, "auto")
+    assert plan.cpus_per_worker == 0.5
+    assert plan.data_cpus_per_worker == 0.5
+
+
+def test_scoring_takes_every_cpu_with_one_thread_each_or_every_gpu():
+    plan = plan_scoring([Node(2)], None, "auto")
+    assert (plan.num_actors, plan.cpus_per_actor, plan.threads_per_actor) == (2, 1, 1)
+    plan = plan_scoring([Node(16, 2), Node(8)], None, "auto")
+    assert (plan.num_actors, plan.use_gpu, plan.cpus_per_actor, plan.threads_per_actor) == (2, True, 8, 8)
+    assert plan_scoring([Node(16, 2)], None, "no").num_actors == 16
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (lambda: plan_training([Node(2)], 20, "auto"), "20 workers on 1 nodes of 2 CPUs"),
+        (
+            lambda: plan_training([Node(8, 1)], 2, "auto"),
+            "must not exceed the GPUs: got 2, the cluster has 1",
+        ),
+        (lambda: plan_training([Node(8)], None, "yes"), "there is none; use --use-gpu auto"),
+        (lambda: plan_scoring([Node(2)], 3, "auto"), "must not exceed the CPUs: got 3, the cluster has 2"),
+    ],
+)
+def test_what_does_not_fit_is_said(plan, message):
+    with pytest.raises(UserError, match=message):
+        plan()
