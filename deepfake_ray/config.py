@@ -43,6 +43,8 @@ class JobConfig:
     """An image that declares more pixels becomes the error too_large, undecoded."""
     shared_storage: bool = False
     """On a cluster of several nodes: local paths are a file system that all nodes share."""
+    resume: bool = False
+    """Go on with an unfinished output of the same images and settings; a finished one is left as it is."""
     verbose: bool = False
     """Show Ray's own log lines too."""
 
@@ -125,8 +127,6 @@ class _ScoringConfig:
     validation split), or a number between 0 and 1."""
     max_error_share: float = 0.5
     """Stop early when more than this share of the images, after the first 1,000, cannot be read."""
-    resume: bool = False
-    """Go on with an unfinished output of the same model, images and options."""
 
     def _check_scoring(self) -> None:
         _positive("batch-size", self.batch_size)
@@ -182,3 +182,24 @@ class QuickstartConfig:
 
 def _require_share(name: str, value: float) -> None:
     _require(0 <= value <= 1, f"{name} must be in [0, 1]", value, "give a share, as 0.5 for half")
+
+
+FREE_TO_CHANGE = frozenset(
+    {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
+    | {"versions"}
+)
+"""What a resumed run may be told otherwise: it changes no result."""
+
+
+def require_same_run(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] = FREE_TO_CHANGE) -> None:
+    """Compare the settings of an unfinished run with those that it is to go on with.
+
+    Raises:
+        UserError: names the first setting that differs.
+    """
+    for name in sorted(set(now) | set(before)):
+        if name not in free and now.get(name) != before.get(name):
+            raise UserError(
+                f"--resume goes on with the same run: {name} was {before.get(name)!r} and is now {now.get(name)!r}; "
+                "set it back, or write to a new output."
+            )

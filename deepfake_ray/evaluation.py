@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from deepfake_ray import bundle, manifest, metrics, report, schema, storage
 from deepfake_ray.config import EvaluateConfig
+from deepfake_ray.labels import of_split, read_labelled
 from deepfake_ray.progress import say
 from deepfake_ray.scoring import RUN, read_predictions, score_manifest
 
@@ -33,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return finished
 
     def list_images() -> manifest.Manifest:
-        images = manifest.read_labelled(
+        images = read_labelled(
             config.data,
             labels=config.labels,
             group_regex=config.group_regex,
@@ -41,7 +42,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             limit=config.limit,
             seed=config.seed,
         )
-        return manifest.of_split(images, config.split, config.data)
+        return of_split(images, config.split, config.data)
 
     run = score_manifest(config, list_images)
     columns = ["row", "status", "logit", "p_fake", "true_label", "source"]

@@ -309,13 +309,17 @@ def _register_heif() -> bool:
 
 def _check_end(data: bytes, kind: str) -> None:
     """Formats that say where they end must get there; Pillow shows what it has of some that do not."""
-    complete = {
-        "png": lambda: b"IEND" in data[-_TRAILER_BYTES:],
-        "gif": lambda: data.rstrip(b"\x00").endswith(b";"),
-        "webp": lambda: len(data) >= 8 + struct.unpack_from("<I", data, 4)[0],
-        "bmp": lambda: len(data) >= struct.unpack_from("<I", data, 2)[0],
-    }.get(kind)
-    if complete is not None and not complete():
+    if kind == "png":
+        complete = b"IEND" in data[-_TRAILER_BYTES:]
+    elif kind == "gif":
+        complete = data.rstrip(b"\x00").endswith(b";")
+    elif kind == "webp":
+        complete = len(data) >= 8 + struct.unpack_from("<I", data, 4)[0]
+    elif kind == "bmp":
+        complete = len(data) >= struct.unpack_from("<I", data, 2)[0]
+    else:
+        return
+    if not complete:
         raise ImageError(ErrorCode.TRUNCATED, f"{kind} file ends before its end marker or declared size")
 
 

@@ -18,7 +18,9 @@ class Progress:
         self.total = total
         self.done = 0
         self.num_errors = 0
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        """When the first images were done, and how many: starting up is no part of the rate."""
         self._interval_s = interval_s
         self._bar = tqdm(total=total, desc=stage, unit=" images", dynamic_ncols=True) if sys.stderr.isatty() else None
 
@@ -35,6 +37,8 @@ class Progress:
 
     def update(self, done: int, num_errors: int = 0, note: str = "") -> None:
         """Set how many images are done, and how many of them could not be read."""
+        if self._first is None and done:
+            self._first = time.monotonic(), done
         advanced = done - self.done
         self.done, self.num_errors = done, num_errors
         if self._bar is not None:
@@ -45,12 +49,15 @@ class Progress:
 
     def _line(self, note: str = "") -> None:
         self._last_line = time.monotonic()
-        elapsed = self._last_line - self._started
-        rate = self.done / elapsed if elapsed > 0 else 0.0
-        left = f", {duration((self.total - self.done) / rate)} left" if rate and self.done < self.total else ""
+        speed = ""
+        if self._first is not None and self.done > self._first[1]:
+            rate = (self.done - self._first[1]) / (self._last_line - self._first[0])
+            speed = f", {rate:,.0f} images/s"
+            if self.done < self.total:
+                speed += f", {duration((self.total - self.done) / rate)} left"
         say(
-            f"{self.stage}: {self.done:,} of {self.total:,} images, {rate:,.0f} images/s, "
-            f"{self.num_errors:,} errors{left}{', ' + note if note else ''}"
+            f"{self.stage}: {self.done:,} of {self.total:,} images, {self.num_errors:,} errors{speed}"
+            f"{', ' + note if note else ''}"
         )
 
 

@@ -109,7 +109,7 @@ def precision_recall_curve(labels: NDArray[np.int64], scores: NDArray[np.float64
 
 def score_histogram(labels: NDArray[np.int64], p_fake: NDArray[np.float64], thresholds: Mapping[str, float]) -> bytes:
     """p_fake of the real and of the fake images, and where the thresholds lie."""
-    figure, axes = _axes("Scores", "p_fake", "images", size=(7.2, 4.0))
+    figure, axes = _axes("Scores", "p_fake", "images")
     bins = np.linspace(0, 1, 41)
     for index, colour in ((REAL, REAL_COLOUR), (FAKE, FAKE_COLOUR)):
         axes.hist(p_fake[labels == index], bins=bins, color=colour, alpha=0.55, label=CLASSES[index])

@@ -1,10 +1,11 @@
 """A small synthetic Real/Fake set, generated from a seed: for the quickstart and the tests, not for any claim.
 
-Real images are crops of a photograph that scikit-learn ships. Fake ones are crops of the same photograph that went down to half their size and up again, as the up-sampling layers of generators do, which leaves a trace that a
-detector can learn (Odena et al. 2016; Zhang et al. 2019, arXiv 1907.06515). Nothing here says how well real deepfakes
-are found. Both classes are saved by the same JPEG encoder, so that the file gives nothing away, and neither has crops
-of plain sky, where up-sampling leaves no trace. The photograph is cut into vertical bands: training, validation and
-test crops come from different ones.
+Real images are crops of a photograph that scikit-learn ships. Fake ones are crops of the same photograph that went
+down to half their size and up again, as the up-sampling layers of generators do, which leaves a trace that a detector
+can learn (Odena et al. 2016; Zhang et al. 2019, arXiv 1907.06515). Nothing here says how well real deepfakes are
+found. Both classes are saved by the same JPEG encoder, so that the file gives nothing away, and neither has crops of
+plain sky, where up-sampling leaves no trace. The photograph is cut into vertical bands: training, validation and test
+crops come from different ones.
 """
 
 import io

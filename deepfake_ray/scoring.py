@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepfake_ray import bundle, manifest, metrics, schema, storage
-from deepfake_ray.config import EvaluateConfig, ScoreConfig
-from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
+from deepfake_ray.errors import JobError
 from deepfake_ray.images import Limits
 from deepfake_ray.loading import Loaded, load_all
 from deepfake_ray.pipeline import scored_chunks
@@ -190,7 +190,8 @@ def score_manifest(
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
         run = storage.read_json(run_uri)
-        _require_same(run, model, config)
+        now = {"model_id": model.model_id, **config.to_json()}
+        require_same_run({"model_id": run["model_id"], **run["config"]}, now)
     else:
         if not config.resume:
             storage.require_new_output(output, resumable=True)
@@ -250,28 +251,6 @@ def _rows_per_chunk(num_rows: int, config: ScoreConfig | EvaluateConfig, placeme
     return min(batches, max(1, MAX_ROWS_PER_CHUNK // config.batch_size)) * config.batch_size
 
 
-_FREE_TO_CHANGE = {
-    "resume",
-    "verbose",
-    "num_workers",
-    "use_gpu",
-    "max_error_share",
-    "shared_storage",
-    "output",
-}
-
-
-def _require_same(run: dict[str, Any], model: bundle.Spec, config: ScoreConfig | EvaluateConfig) -> None:
-    now = {"model_id": model.model_id, **config.to_json()}
-    before = {"model_id": run["model_id"], **run["config"]}
-    for name in sorted(set(now) | set(before)):
-        if name not in _FREE_TO_CHANGE and now.get(name) != before.get(name):
-            raise UserError(
-                f"--resume goes on with the same run: {name} was {before.get(name)!r} and is now {now.get(name)!r}; "
-                "set it back, or write to a new output."
-            )
-
-
 def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, max_error_share: float) -> float:
     """Score the chunks; returns images/s from the first batch to the last write."""
     started_at, written_at = float("inf"), 0.0
@@ -287,8 +266,8 @@ def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, max_error_share: float)
             if done >= MIN_IMAGES_TO_STOP and errors.total() > max_error_share * done:
                 raise JobError(
                     f"stopped: {errors.total():,} of {done:,} images cannot be read ({_by_code(errors)}), over "
-                    f"--max-error-share {max_error_share:g}; the last was {report['example']}. Mend the cause, then "
-                    "add --resume; or raise the share."
+                    f"--max-error-share {max_error_share:g}; the last was {report['example']}. Mend the cause and "
+                    "write to a new output; or, to keep these rows, raise the share and add --resume."
                 )
     return done / max(written_at - started_at, 1e-9)
 

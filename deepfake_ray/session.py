@@ -22,10 +22,11 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         return
     level = logging.INFO if verbose else logging.ERROR
     for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
     if not verbose:
         # Without a dashboard the train controller cannot be looked up in it, which it would say each second.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # "local" rather than None: a cluster that died here earlier leaves a file behind that None would follow.
     address = None if os.environ.get("RAY_ADDRESS") else "local"
     ray.init(

@@ -128,7 +128,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     if is_local(uri):
         # A reader, or a run that is killed here, must never see half a file.
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        # Readers of Parquet directories pass over names with a dot, should a killed run leave one behind.
+        temporary = str(Path(path).with_name(f".{uuid.uuid4().hex}.tmp"))
         try:
             Path(temporary).write_bytes(data)
             os.replace(temporary, path)

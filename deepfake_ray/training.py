@@ -1,14 +1,11 @@
-"""`train(config)`: labelled images in, a bundle out. Holds the loop that runs on each Ray Train worker."""
+"""`train(config)`: labelled images in, a bundle out. The driver; `trainer.py` runs on the workers."""
 
 import csv
 import io
 import logging
-import math
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,354 +16,26 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from numpy.typing import NDArray
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from tensorboardX import SummaryWriter
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from deepfake_ray import __version__, bundle, manifest, metrics, models, report, schema, storage, weights
 from deepfake_ray.audit import audit
-from deepfake_ray.config import TrainConfig
+from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import Limits, Preparation, decode
-from deepfake_ray.pipeline import Batch, TrainingTables, training_batches
+from deepfake_ray.labels import read_labelled
+from deepfake_ray.pipeline import TrainingTables
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.progress import Progress, duration, say
-from deepfake_ray.sampling import Sampler
 from deepfake_ray.session import check_places, cluster_nodes
+from deepfake_ray.trainer import STATE_FILE, VALIDATION_FILE, Board, HistoryRow, LoopSpec, train_loop
 
 log = logging.getLogger(__name__)
 
-HistoryRow = dict[str, Any]
-STATE_FILE = "state.pt"
-VALIDATION_FILE = "validation.npz"
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
-
-
-# --- on the workers
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopSpec:
-    """All that a worker needs: settings resolved on the driver, and references to what is shared."""
-
-    config: TrainConfig
-    preparation: Preparation
-    learning_rate: float
-    global_batch_size: int
-    num_train: int
-    num_validation: int
-    placement: TrainingPlacement
-    tables: TrainingTables
-    initial_state: ray.ObjectRef
-    board: ray.actor.ActorHandle
-
-
-@ray.remote(num_cpus=0)
-class Board:
-    """Carries what rank 0 says to the driver, which draws the bar and keeps history.csv current."""
-
-    def __init__(self) -> None:
-        self._now: dict[str, Any] = {}
-        self._history: list[HistoryRow] = []
-        self._failure = ""
-
-    def update(self, now: dict[str, Any]) -> None:
-        """Where the run is."""
-        self._now = now
-
-    def end_epoch(self, history: list[HistoryRow]) -> None:
-        """The history so far; whole, so that a resumed worker's is right too."""
-        self._history = history
-
-    def fail(self, message: str) -> None:
-        """The run ends here, on purpose: starting it again would end the same way."""
-        self._failure = message
-
-    def read(self) -> tuple[dict[str, Any], list[HistoryRow], str]:
-        """Now, the history, and why the run failed, if it did."""
-        return self._now, self._history, self._failure
-
-
-@dataclass
-class _Tally:
-    """Sums over the images of an epoch on one rank, added over the ranks, then divided once."""
-
-    num_images: int = 0
-    num_errors: int = 0
-    first_error: str = ""
-    loss_sum: float = 0.0
-    num_correct: float = 0.0
-    wait_s: float = 0.0
-
-    def __add__(self, other: "_Tally") -> "_Tally":
-        return _Tally(
-            self.num_images + other.num_images,
-            self.num_errors + other.num_errors,
-            self.first_error or other.first_error,
-            self.loss_sum + other.loss_sum,
-            self.num_correct + other.num_correct,
-            self.wait_s + other.wait_s,
-        )
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """What one rank contributes to an epoch."""
-
-    train: _Tally
-    validation: _Tally
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
-class _Loop:
-    """The training of one worker."""
-
-    def __init__(self, spec: LoopSpec):
-        train_context = ray.train.get_context()
-        self.spec, self.config = spec, spec.config
-        self.rank, self.world_size = train_context.get_world_rank(), train_context.get_world_size()
-        # Ray sets the threads to the worker's logical CPUs; decoding leaves most of the others idle.
-        torch.set_num_threads(spec.placement.torch_threads)
-        self.device = ray.train.torch.get_device()
-        network = models.build(self.config.arch)
-        network.load_state_dict(ray.get(spec.initial_state))
-        self.detector = models.Detector(network, spec.preparation)
-        self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model: nn.Module = ray.train.torch.prepare_model(self.detector)
-        self.sampler = Sampler(
-            num_train=spec.num_train,
-            num_validation=spec.num_validation,
-            global_batch_size=spec.global_batch_size,
-            world_size=self.world_size,
-            rank=self.rank,
-            seed=self.config.seed,
-        )
-        self.optimizer = torch.optim.Adam(
-            self.detector.parameters(),
-            lr=spec.learning_rate,
-            weight_decay=self.config.weight_decay,
-            fused=True,
-        )
-        num_steps = self.config.epochs * self.sampler.steps_per_epoch
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(step, num_steps, self.config.warmup_share)
-        )
-        self.autocast = models.autocast(self.device, self.config.precision)
-        self.history: list[HistoryRow] = []
-        self._said = 0.0
-
-    def run(self) -> None:
-        """Train to the end, from the last checkpoint if there is one."""
-        self._restore()
-        batches = training_batches(
-            self.sampler,
-            self.spec.tables,
-            self.spec.preparation,
-            Limits(max_bytes=self.config.max_image_bytes, max_pixels=self.config.max_image_pixels),
-            first_epoch=len(self.history),
-            num_epochs=self.config.epochs,
-            cpus=self.spec.placement.data_cpus_per_worker,
-        )
-        for epoch in range(len(self.history), self.config.epochs):
-            if stops_early(self.history, self.config.early_stopping_patience):
-                break
-            started = time.monotonic()
-            # Seeded anew each epoch, so that a resumed run draws the dropout it would have drawn.
-            torch.manual_seed((self.config.seed * 1_000_003 + epoch) * 1_009 + self.rank)
-            train = self._train_epoch(epoch, batches)
-            validation, logits, labels = self._validate(epoch, batches)
-            shards = self._gather(_Shard(train, validation, logits, labels))
-            row, problem = self._summarise(epoch, shards, time.monotonic() - started)
-            if problem:
-                if self.rank == 0:
-                    ray.get(self.spec.board.fail.remote(problem))
-                return
-            self.history.append(row)
-            self._report(row, shards)
-
-    def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> _Tally:
-        self.model.train()
-        tally = _Tally()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        num_correct = torch.zeros((), dtype=torch.float64, device=self.device)
-        for step in range(self.sampler.steps_per_epoch):
-            batch = self._next(batches, tally)
-            num_images = len(batch.labels)
-            # A batch of unreadable images alone still takes part in DDP's exchange, with a loss of nothing.
-            images, labels = self._to_device(batch) if num_images else self._nothing()
-            with self.autocast:
-                outputs = self.model(images)
-            loss = F.cross_entropy(outputs.float(), labels, reduction="mean")
-            (loss if num_images else loss * 0).backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.scheduler.step()
-            if num_images:
-                tally.num_images += num_images
-                loss_sum += loss.detach() * num_images
-                num_correct += (outputs.detach().argmax(1) == labels).sum()
-            self._say(epoch, tally, step + 1 == self.sampler.steps_per_epoch)
-        tally.loss_sum, tally.num_correct = loss_sum.item(), num_correct.item()
-        return tally
-
-    def _validate(self, epoch: int, batches: Iterator[Batch]) -> tuple[_Tally, NDArray[np.float32], NDArray[np.int64]]:
-        self._share_buffers()
-        self.detector.eval()
-        tally = _Tally()
-        logits, labels = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
-        seen = 0
-        while seen < self.sampler.num_validation_rows:
-            batch = self._next(batches, tally)
-            seen += len(batch.labels) + batch.num_errors
-            if not len(batch.labels):
-                continue
-            with torch.inference_mode(), self.autocast:
-                outputs = self.detector(self._to_device(batch)[0])
-            logits.append(models.fake_logit(outputs).float().cpu().numpy())
-            labels.append(batch.labels)
-            tally.num_images += len(batch.labels)
-        return tally, np.concatenate(logits), np.concatenate(labels)
-
-    def _next(self, batches: Iterator[Batch], tally: _Tally) -> Batch:
-        asked = time.monotonic()
-        batch = next(batches)
-        tally.wait_s += time.monotonic() - asked
-        tally.num_errors += batch.num_errors
-        tally.first_error = tally.first_error or batch.first_error
-        return batch
-
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        # Indexing made these arrays copies, so that torch may own them.
-        images, labels = torch.from_numpy(batch.images), torch.from_numpy(batch.labels)
-        if self.device.type == "cuda":
-            images, labels = images.pin_memory(), labels.pin_memory()
-        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-
-    def _nothing(self) -> tuple[Tensor, Tensor]:
-        size = self.spec.preparation.image_size
-        images = torch.zeros((2, size, size, 3), dtype=torch.uint8, device=self.device)
-        return images, torch.zeros(2, dtype=torch.int64, device=self.device)
-
-    def _share_buffers(self) -> None:
-        """Rank 0's batch-norm statistics are the ones that are saved, so all ranks validate with them."""
-        if self.world_size > 1:
-            for buffer in self.detector.buffers():
-                torch.distributed.broadcast(buffer, src=0)
-
-    def _gather(self, shard: _Shard) -> list[_Shard]:
-        if self.world_size == 1:
-            return [shard]
-        shards: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(shards, shard)
-        return shards
-
-    def _summarise(self, epoch: int, shards: list[_Shard], epoch_s: float) -> tuple[HistoryRow, str]:
-        train = sum((shard.train for shard in shards), _Tally())
-        validation = sum((shard.validation for shard in shards), _Tally())
-        for name, tally in (("training", train), ("validation", validation)):
-            share = tally.num_errors / max(1, tally.num_errors + tally.num_images)
-            if share > self.config.max_error_share:
-                return {}, (
-                    f"{share:.1%} of the {name} images cannot be read, over --max-error-share "
-                    f"{self.config.max_error_share:g}; the first: {tally.first_error}"
-                )
-        if not math.isfinite(train.loss_sum):
-            return {}, (
-                f"the training loss is no longer finite in epoch {epoch}; lower --learning-rate (it was "
-                f"{self.spec.learning_rate:g})"
-            )
-        logits = np.concatenate([shard.logits for shard in shards])
-        labels = np.concatenate([shard.labels for shard in shards])
-        if len(np.unique(labels)) < 2:
-            return {}, f"no {'fake' if not labels.any() else 'real'} validation image could be read"
-        scores = metrics.threshold_free(labels, logits, 1.0)
-        row: HistoryRow = {
-            "epoch": epoch + 1,
-            "learning_rate": self.scheduler.get_last_lr()[0],
-            "train_loss": train.loss_sum / max(1, train.num_images),
-            "train_accuracy": train.num_correct / max(1, train.num_images),
-            "val_loss": float(scores["log_loss"] or 0.0),
-            "val_accuracy": float(((logits >= 0) == (labels == schema.FAKE)).mean()),
-            "val_auc": float(scores["roc_auc"] or 0.0),
-            "epoch_s": epoch_s,
-            "images_per_s": (train.num_images + validation.num_images) / epoch_s,
-            "data_wait_share": (train.wait_s + validation.wait_s) / self.world_size / epoch_s,
-            "num_train_errors": train.num_errors,
-            "num_val_errors": validation.num_errors,
-        }
-        return row, ""
-
-    def _report(self, row: HistoryRow, shards: list[_Shard]) -> None:
-        """Hand over metrics and, from rank 0, a checkpoint; every rank must do so equally often."""
-        if self.rank != 0:
-            ray.train.report(row)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            state = {
-                "network": self.detector.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "history": self.history,
-            }
-            torch.save(state, Path(folder, STATE_FILE))
-            np.savez(
-                Path(folder, VALIDATION_FILE),
-                logits=np.concatenate([shard.logits for shard in shards]),
-                labels=np.concatenate([shard.labels for shard in shards]),
-            )
-            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        self.spec.board.end_epoch.remote(self.history)
-
-    def _restore(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return
-        with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder, STATE_FILE), map_location=self.device, weights_only=True)
-        self.detector.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.history = state["history"]
-
-    def _say(self, epoch: int, tally: _Tally, last: bool) -> None:
-        now = time.monotonic()
-        if self.rank == 0 and (last or now - self._said > 0.5):
-            self._said = now
-            done = epoch * self.spec.num_train + min(tally.num_images * self.world_size, self.spec.num_train)
-            self.spec.board.update.remote(
-                {"epoch": epoch, "done": done, "num_errors": tally.num_errors * self.world_size}
-            )
-
-
-def train_loop(spec: dict[str, LoopSpec]) -> None:
-    """What each Ray Train worker runs."""
-    _Loop(spec["spec"]).run()
-
-
-def learning_rate_factor(step: int, num_steps: int, warmup_share: float) -> float:
-    """Linear warm-up to 1, then a cosine to 0 (Loshchilov and Hutter 2016, arXiv 1608.03983)."""
-    warmup = round(warmup_share * num_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
-
-
-def best_epoch(history: list[HistoryRow]) -> int:
-    """Index of the first epoch with the greatest validation AUC."""
-    return max(range(len(history)), key=lambda index: (history[index]["val_auc"], -index))
-
-
-def stops_early(history: list[HistoryRow], patience: int) -> bool:
-    """Whether `patience` epochs have passed without a better validation AUC."""
-    return bool(history) and len(history) - 1 - best_epoch(history) >= patience
-
-
-# --- on the driver
 
 
 def train(config: TrainConfig) -> bundle.Spec:
@@ -378,8 +47,14 @@ def train(config: TrainConfig) -> bundle.Spec:
     """
     started = time.monotonic()
     output = storage.absolute(config.output)
-    storage.require_new_output(output, resumable=False)
-    images = manifest.read_labelled(
+    if config.resume and storage.is_finished(output):
+        say(f"{output} is finished already; nothing to do")
+        return bundle.load_spec(storage.join(output, "model"))
+    settings_uri = storage.join(output, "config.json")
+    resuming = config.resume and storage.exists(settings_uri)
+    if not resuming:
+        storage.require_new_output(output, resumable=True)
+    images = read_labelled(
         config.data,
         labels=config.labels,
         group_regex=config.group_regex,
@@ -389,44 +64,29 @@ def train(config: TrainConfig) -> bundle.Spec:
     )
     check_places([config.data], output, shared_storage=config.shared_storage)
     findings = _look_at_data(images)
-    arch, origin = config.arch, config.weights or weights.default_weights(config.arch)
-    image_size = config.image_size or models.choose_image_size(arch, _median_short_side(images, config))
-    models.check_image_size(arch, image_size)
-    nodes = cluster_nodes()
-    placement = plan_training(nodes, config.num_workers, config.use_gpu)
-    batch_size = config.global_batch_size or default_global_batch_size(image_size, placement.num_workers)
-    if batch_size % placement.num_workers:
-        raise UserError(
-            f"global-batch-size must be a multiple of num-workers: got {batch_size} over {placement.num_workers}; "
-            f"try {batch_size // placement.num_workers * placement.num_workers or placement.num_workers}."
-        )
-    learning_rate = config.learning_rate or (2e-3 if origin == weights.NONE else 3e-4)
-    state = weights.initial_state(arch, origin, config.seed)
-    counts = findings["num_images"]
+    placement = plan_training(cluster_nodes(), config.num_workers, config.use_gpu)
+    settings = _resolve(config, images, placement)
+    state = weights.initial_state(config.arch, settings["weights"], config.seed)
+    if resuming:
+        # The order of rows and the batch-norm statistics depend on the number of workers.
+        require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
+    else:
+        manifest.write(images, storage.join(output, "manifest"))
+        storage.write_json(storage.join(output, "audit.json"), findings)
+        # Written last: an output that has it has all that a resumed run needs.
+        storage.write_json(settings_uri, settings)
     say(
-        f"training {arch} from {origin} at {image_size} px, global batch {batch_size}, learning rate "
-        f"{learning_rate:g}, {placement.num_workers} worker(s) on {'GPU' if placement.use_gpu else 'CPU'}"
+        f"training {config.arch} from {settings['weights']} at {settings['image_size']} px, global batch "
+        f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {placement.num_workers} "
+        f"worker(s) on {'GPU' if placement.use_gpu else 'CPU'}"
     )
-    manifest.write(images, storage.join(output, "manifest"))
-    storage.write_json(storage.join(output, "audit.json"), findings)
-    resolved = {
-        **config.to_json(),
-        "weights": origin,
-        "image_size": image_size,
-        "global_batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "num_workers": placement.num_workers,
-        "use_gpu": placement.use_gpu,
-        "manifest_sha256": images.sha256,
-        "versions": _versions(),
-    }
-    storage.write_json(storage.join(output, "config.json"), resolved)
-    preparation = Preparation(image_size=image_size)
+    counts = findings["num_images"]
+    preparation = Preparation(image_size=settings["image_size"])
     spec = LoopSpec(
         config=config,
         preparation=preparation,
-        learning_rate=learning_rate,
-        global_batch_size=batch_size,
+        learning_rate=settings["learning_rate"],
+        global_batch_size=settings["global_batch_size"],
         num_train=sum(counts[schema.TRAIN].values()),
         num_validation=sum(counts[schema.VALIDATION].values()),
         placement=placement,
@@ -435,7 +95,7 @@ def train(config: TrainConfig) -> bundle.Spec:
         board=Board.remote(),  # type: ignore[attr-defined]
     )
     best = _fit(spec, output)
-    saved = _write_bundle(best, storage.join(output, "model"), preparation, config, resolved, counts)
+    saved = _write_bundle(best, storage.join(output, "model"), preparation, config, settings, counts)
     storage.mark_finished(output)
     figures = saved.provenance["validation"]
     say(
@@ -445,6 +105,30 @@ def train(config: TrainConfig) -> bundle.Spec:
         f"  curves   {storage.join(output, 'training.png')}"
     )
     return saved
+
+
+def _resolve(config: TrainConfig, images: manifest.Manifest, placement: TrainingPlacement) -> dict[str, Any]:
+    """config.json: the configuration with every default chosen, and what else decides the result."""
+    origin = config.weights or weights.default_weights(config.arch)
+    image_size = config.image_size or models.choose_image_size(config.arch, _median_short_side(images, config))
+    models.check_image_size(config.arch, image_size)
+    batch_size = config.global_batch_size or default_global_batch_size(image_size, placement.num_workers)
+    if batch_size % placement.num_workers:
+        raise UserError(
+            f"global-batch-size must be a multiple of num-workers: got {batch_size} over {placement.num_workers}; "
+            f"try {batch_size // placement.num_workers * placement.num_workers or placement.num_workers}."
+        )
+    return {
+        **config.to_json(),
+        "weights": origin,
+        "image_size": image_size,
+        "global_batch_size": batch_size,
+        "learning_rate": config.learning_rate or (2e-3 if origin == weights.NONE else 3e-4),
+        "num_workers": placement.num_workers,
+        "use_gpu": placement.use_gpu,
+        "manifest_sha256": images.sha256,
+        "versions": _versions(),
+    }
 
 
 def default_global_batch_size(image_size: int, num_workers: int) -> int:
@@ -553,7 +237,10 @@ class _Watcher:
                     note = f"epoch {int(now['epoch']) + 1}/{self._spec.config.epochs}"
                     progress.update(now["done"], now["num_errors"], note)
                 if len(history) > self._num_written:
-                    self._write(history, events, folder)
+                    try:
+                        self._write(history, events, folder)
+                    except OSError as error:  # a storage that fails for a moment must not end the training
+                        say(f"warning: history.csv could not be written, trying again: {error}")
                 if stopping:
                     return
 
@@ -566,9 +253,7 @@ class _Watcher:
             )
             for name, value in row.items():
                 if name != "epoch":
-                    group = "val" if name.startswith("val_") else "train"
-                    events.add_scalar(f"{group}/{name.split('_', 1)[-1]}" if "_" in name else name, value, row["epoch"])
-        self._num_written = len(history)
+                    events.add_scalar(_tag(name), value, row["epoch"])
         events.flush()
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
@@ -577,6 +262,15 @@ class _Watcher:
         storage.write_bytes(storage.join(self._output, "history.csv"), text.getvalue().encode())
         storage.write_bytes(storage.join(self._output, "training.png"), report.training_curves(history))
         storage.upload_directory(folder, storage.join(self._output, "tensorboard"))
+        self._num_written = len(history)
+
+
+def _tag(name: str) -> str:
+    """TensorBoard's name of a column of history.csv: `val_auc` -> `val/auc`."""
+    for group in ("train", "val"):
+        if name.startswith(f"{group}_"):
+            return f"{group}/{name.removeprefix(f'{group}_')}"
+    return f"train/{name}"
 
 
 def _write_bundle(
@@ -584,7 +278,7 @@ def _write_bundle(
     uri: str,
     preparation: Preparation,
     config: TrainConfig,
-    resolved: dict[str, Any],
+    settings: dict[str, Any],
     counts: dict[str, Any],
 ) -> bundle.Spec:
     with checkpoint.as_directory() as folder:
@@ -606,10 +300,10 @@ def _write_bundle(
         thresholds=metrics.choose_thresholds(labels, p_fake),
         provenance={
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "config": resolved,
+            "config": settings,
             "data": {
                 "place": storage.absolute(config.data),
-                "manifest_sha256": resolved["manifest_sha256"],
+                "manifest_sha256": settings["manifest_sha256"],
                 "num_images": counts,
             },
             "best_epoch": len(state["history"]),

@@ -32,6 +32,15 @@ def test_round_trip(saved):
     assert all(np.array_equal(arrays[k], v.numpy()) for k, v in network.state_dict().items())
 
 
+def test_weights_in_channels_last_order_are_saved_as_they_are(tmp_path):
+    network = models.build("cnn").to(memory_format=torch.channels_last)
+    state = {k: v.numpy() for k, v in network.state_dict().items()}
+    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={})
+    bundle.save(str(tmp_path), spec, state)
+    _, arrays = bundle.load(str(tmp_path))
+    assert all(arrays[k].shape == v.shape and np.array_equal(arrays[k], v) for k, v in state.items())
+
+
 def test_loaded_bundle_gives_the_networks_own_logits(saved):
     place, spec, network = saved
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)

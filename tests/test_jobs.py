@@ -306,3 +306,39 @@ def test_a_mistake_exits_with_2_and_one_clear_line(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "There must be images of both classes" in line
     assert not (tmp_path / "o").exists()
+
+
+def test_a_killed_training_goes_on_with_resume(ray_2_cpus, sample_folder, tmp_path):
+    """kill -9 of the driver after the second epoch; the resumed history is that of a run that was never killed."""
+    import signal
+    import time
+
+    def history(output):
+        rows = list(csv.DictReader(open(output / "history.csv")))
+        return [{k: v for k, v in row.items() if k.startswith(("epoch", "train_", "val_"))} for row in rows]
+
+    flags = ["--data", sample_folder, "--epochs", "5", "--global-batch-size", "20"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run_job("train", *flags, "--output", whole).returncode == 0
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *map(str, flags), "--output", str(cut)]
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (cut / "history.csv").exists() or len(history(cut)) < 2:
+        assert time.monotonic() < deadline
+        assert driver.poll() is None
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not (cut / "_SUCCESS").exists()
+    refused = run_job("train", *flags, "--output", cut)
+    assert refused.returncode == 2
+    assert "add --resume" in refused.stderr
+    other = run_job("train", *flags, "--output", cut, "--resume", "--seed", "1")
+    assert "seed was 0 and is now 1" in other.stderr
+    resumed = run_job("train", *flags, "--output", cut, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["epoch"] for row in history(cut)] == ["1", "2", "3", "4", "5"]
+    assert history(cut) == history(whole)
+    ids = [json.load(open(output / "model" / "model.json"))["model_id"] for output in (whole, cut)]
+    assert ids[0] == ids[1]

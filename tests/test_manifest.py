@@ -5,7 +5,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import manifest
+from deepfake_ray import labels, manifest
 from deepfake_ray.errors import UserError
 
 
@@ -23,7 +23,7 @@ def rows(found, *columns):
 
 def test_kaggle_layout_in_any_letter_case(tmp_path):
     names = [f"{s}/{c}/{i}.JPG" for s in ("TRAIN", "valid", "Test") for c in ("fake", "REAL") for i in (1, 2)]
-    found = manifest.read_labelled(make(tmp_path, *names))
+    found = labels.read_labelled(make(tmp_path, *names))
     assert manifest.count(found.table) == {
         "train": {"real": 2, "fake": 2},
         "validation": {"real": 2, "fake": 2},
@@ -47,7 +47,7 @@ def test_kaggle_layout_in_any_letter_case(tmp_path):
     ],
 )
 def test_folders_tell_label_split_and_source(name, label, split, source):
-    assert manifest._parse_folders(name) == {"label": label, "split": split, "source": source}
+    assert labels._parse_folders(name) == {"label": label, "split": split, "source": source}
 
 
 def test_hidden_files_are_skipped_and_others_counted(tmp_path):
@@ -76,7 +76,7 @@ def many(tmp_path, num=200):
 
 
 def test_without_split_folders_groups_stay_together(tmp_path):
-    found = manifest.read_labelled(many(tmp_path), group_regex="^(.+?)__")
+    found = labels.read_labelled(many(tmp_path), group_regex="^(.+?)__")
     splits = {}
     for group, split in rows(found, "group", "split"):
         splits.setdefault(group, set()).add(split)
@@ -89,14 +89,14 @@ def test_without_split_folders_groups_stay_together(tmp_path):
 
 
 def test_made_splits_depend_on_nothing_but_the_names(tmp_path):
-    first = manifest.read_labelled(many(tmp_path / "a"))
-    second = manifest.read_labelled(many(tmp_path / "b"))
+    first = labels.read_labelled(many(tmp_path / "a"))
+    second = labels.read_labelled(many(tmp_path / "b"))
     assert rows(first, "split") == rows(second, "split")
 
 
 def test_missing_validation_is_a_tenth_of_train(tmp_path):
     names = [f"{s}/{c}/{i}.jpg" for s in ("Train", "Test") for c in ("Real", "Fake") for i in range(300)]
-    counts = manifest.count(manifest.read_labelled(make(tmp_path, *names)).table)
+    counts = manifest.count(labels.read_labelled(make(tmp_path, *names)).table)
     assert counts["test"] == {"real": 300, "fake": 300}
     assert sum(counts["train"].values()) + sum(counts["validation"].values()) == 600
     assert 30 <= sum(counts["validation"].values()) <= 95
@@ -106,7 +106,7 @@ def test_limit_is_balanced_and_seeded(tmp_path):
     folder = make(
         tmp_path, *[f"{s}/{c}/{i}.jpg" for s in ("Train", "Val") for c in ("Real", "Fake") for i in range(50)]
     )
-    first, again, other = (manifest.read_labelled(folder, limit=10, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (labels.read_labelled(folder, limit=10, seed=seed) for seed in (1, 1, 2))
     assert manifest.count(first.table) == {
         "train": {"real": 5, "fake": 5},
         "validation": {"real": 5, "fake": 5},
@@ -131,7 +131,7 @@ def test_limit_is_balanced_and_seeded(tmp_path):
 )
 def test_mistakes_are_named(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
-        manifest.read_labelled(make(tmp_path, *names))
+        labels.read_labelled(make(tmp_path, *names))
 
 
 def test_no_such_place(tmp_path):
@@ -144,7 +144,7 @@ def test_no_such_place(tmp_path):
 @pytest.mark.parametrize("regex", ["(", "nogroup", "^(zzz)"])
 def test_bad_group_regex(tmp_path, regex):
     with pytest.raises(UserError, match="group-regex must"):
-        manifest.read_labelled(many(tmp_path, 8), group_regex=regex)
+        labels.read_labelled(many(tmp_path, 8), group_regex=regex)
 
 
 def test_tables(tmp_path):
@@ -179,7 +179,7 @@ def test_labels_override_folders(tmp_path):
     folder = make(tmp_path / "d", *[f"{c}/{i}.jpg" for c in ("Real", "Fake") for i in range(40)])
     uri = f"{folder}/Real/3.jpg"
     pq.write_table(pa.table({"uri": [uri], "label": ["fake"], "source": ["sora"]}), tmp_path / "labels.parquet")
-    found = manifest.read_labelled(folder, labels=str(tmp_path / "labels.parquet"))
+    found = labels.read_labelled(folder, labels=str(tmp_path / "labels.parquet"))
     assert {u: (label, s) for u, label, s in rows(found, "uri", "label", "source")}[uri] == ("fake", "sora")
 
 

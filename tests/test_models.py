@@ -2,7 +2,7 @@ import pytest
 import torch
 import torchvision
 
-from deepfake_ray import models, weights
+from deepfake_ray import bundle, models, weights
 from deepfake_ray.errors import UserError
 from deepfake_ray.images import Preparation
 
@@ -135,3 +135,24 @@ def test_unreachable_download_says_how_to_give_a_file(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(UserError, match=f"{chosen.url}.*--weights FILE"):
         weights.initial_state("resnet34", "imagenet", 0)
+
+
+def test_weights_from_a_bundle_and_not_from_one_of_another_arch(tmp_path):
+    network = models.build("cnn")
+    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={})
+    bundle.save(str(tmp_path / "model"), spec, {k: v.numpy() for k, v in network.state_dict().items()})
+    loaded = weights.initial_state("cnn", str(tmp_path / "model"), seed=5)
+    assert all(torch.equal(loaded[k], v) for k, v in network.state_dict().items())
+    with pytest.raises(UserError, match="is cnn, --arch is resnet18"):
+        weights.initial_state("resnet18", str(tmp_path / "model"), seed=5)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_safetensors_weights(tmp_path, memory_format):
+    from safetensors.torch import save_file
+
+    network = models.build("cnn").to(memory_format=memory_format)
+    state = {k: v.contiguous() for k, v in network.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    loaded = weights.initial_state("cnn", str(tmp_path / "w.safetensors"), seed=5)
+    assert all(torch.equal(loaded[k], v) for k, v in state.items())
