@@ -26,8 +26,8 @@ def _png(figure: Figure) -> bytes:
     return data.getvalue()
 
 
-def _axes(title: str, x: str, y: str, *, size: tuple[float, float] = (5.2, 4.4)) -> tuple[Figure, Any]:
-    figure = Figure(figsize=size, layout="constrained")
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x)
