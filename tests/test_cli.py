@@ -57,7 +57,8 @@ def test_help_names_every_flag(job):
 
 def commands_of(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")
-    blocks = "\n".join(re.findall(r"```(?:sh|bash)?\n(.*?)```", text, re.DOTALL))
+    fenced = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    blocks = "\n".join(block for language, block in fenced if language == "sh")
     return re.findall(r"python jobs/(\w+)\.py([^\n&|#]*)", blocks)
 
 
