@@ -27,6 +27,8 @@ from deepfake_ray.sampling import Sampler
 HistoryRow = dict[str, Any]
 STATE_FILE = "state.pt"
 VALIDATION_FILE = "validation.npz"
+CHECKPOINT_SCORE = "checkpoint_score"
+"""The reported metric by which Ray Train keeps the best checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,8 +285,10 @@ class _Loop:
 
     def _report(self, row: HistoryRow, shards: list[_Shard]) -> None:
         """Hand over metrics and, from rank 0, a checkpoint; every rank must do so equally often."""
+        # Of equally good epochs the first is the best, as `best_epoch` has it; Ray alone would keep any.
+        reported = {**row, CHECKPOINT_SCORE: row["val_auc"] - 1e-9 * row["epoch"]}
         if self.rank != 0:
-            ray.train.report(row)
+            ray.train.report(reported)
             return
         with tempfile.TemporaryDirectory() as folder:
             state = {
@@ -299,7 +303,7 @@ class _Loop:
                 logits=np.concatenate([shard.logits for shard in shards]),
                 labels=np.concatenate([shard.labels for shard in shards]),
             )
-            ray.train.report(row, checkpoint=ray.train.Checkpoint.from_directory(folder))
+            ray.train.report(reported, checkpoint=ray.train.Checkpoint.from_directory(folder))
         self.spec.board.end_epoch.remote(self.history)
 
     def _restore(self) -> None:

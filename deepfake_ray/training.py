@@ -30,7 +30,15 @@ from deepfake_ray.pipeline import TrainingTables
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.session import check_places, cluster_nodes
-from deepfake_ray.trainer import STATE_FILE, VALIDATION_FILE, Board, HistoryRow, LoopSpec, train_loop
+from deepfake_ray.trainer import (
+    CHECKPOINT_SCORE,
+    STATE_FILE,
+    VALIDATION_FILE,
+    Board,
+    HistoryRow,
+    LoopSpec,
+    train_loop,
+)
 
 log = logging.getLogger(__name__)
 
@@ -186,7 +194,7 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
             name="checkpoints",
             failure_config=FailureConfig(max_failures=spec.config.max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="val_auc", checkpoint_score_order="max"
+                num_to_keep=1, checkpoint_score_attribute=CHECKPOINT_SCORE, checkpoint_score_order="max"
             ),
         ),
     )
@@ -198,7 +206,7 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     _, _, failure = ray.get(spec.board.read.remote())
     if failure:
         raise JobError(f"training stopped: {failure}")
-    checkpoint = result.get_best_checkpoint("val_auc", "max")
+    checkpoint = result.get_best_checkpoint(CHECKPOINT_SCORE, "max")
     if checkpoint is None:
         raise JobError("training ended without a checkpoint")
     return checkpoint
