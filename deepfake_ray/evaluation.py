@@ -124,13 +124,13 @@ def _by_source(
     found = {}
     for source in sorted({source for source in sources if source is not None}):
         of = sources == source
-        numbers = metrics.at_threshold(labels[of], p_fake[of], threshold)
-        num_real, num_fake = int(np.sum(labels[of] == schema.REAL)), int(np.sum(labels[of] == schema.FAKE))
+        real = p_fake[of & (labels == schema.REAL)]
+        fake = p_fake[of & (labels == schema.FAKE)]
         found[source] = {
-            "num_real": num_real,
-            "num_fake": num_fake,
-            "recall_real": numbers["recall_real"] if num_real else None,
-            "recall_fake": numbers["recall_fake"] if num_fake else None,
+            "num_real": len(real),
+            "num_fake": len(fake),
+            "recall_real": float(np.mean(real < threshold)) if len(real) else None,
+            "recall_fake": float(np.mean(fake >= threshold)) if len(fake) else None,
         }
     return found
 

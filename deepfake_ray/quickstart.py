@@ -10,7 +10,7 @@ from deepfake_ray.progress import say
 from deepfake_ray.scoring import score
 from deepfake_ray.training import train
 
-EPOCHS = 12
+EPOCHS = 6
 
 
 def quickstart(config: QuickstartConfig) -> Path:
