@@ -23,12 +23,12 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
     level = logging.INFO if verbose else logging.ERROR
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
-    if not verbose:
+    # "local" rather than None: a cluster that died here earlier leaves a file behind that None would follow.
+    address = None if os.environ.get("RAY_ADDRESS") else "local"
+    if address and not verbose:
         # Without a dashboard the train controller cannot be looked up in it, which it would say each second.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # "local" rather than None: a cluster that died here earlier leaves a file behind that None would follow.
-    address = None if os.environ.get("RAY_ADDRESS") else "local"
     ray.init(
         address=address,
         logging_level=level,
