@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.storage import is_local, split_uri
+from deepfake_ray.storage import first_line, is_local, split_uri
 
 REMOTE_REQUESTS = 16
 """Requests in flight for each fetching process."""
@@ -68,12 +68,8 @@ def _fetch_remote(uri: str, max_bytes: int) -> bytes:
     except (exceptions.NotFoundError, FileNotFoundError) as error:
         raise ImageError(ErrorCode.NOT_FOUND, "no such object") from error
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
-        raise ImageError(ErrorCode.FORBIDDEN, _first_line(error)) from error
+        raise ImageError(ErrorCode.FORBIDDEN, first_line(error)) from error
     except exceptions.BaseError as error:
-        text = _first_line(error)
+        text = first_line(error)
         code = ErrorCode.FORBIDDEN if "403" in text else ErrorCode.STORAGE_ERROR
         raise ImageError(code, text) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

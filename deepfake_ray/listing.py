@@ -10,7 +10,10 @@ from deepfake_ray.errors import UserError
 from deepfake_ray.fetch import object_store
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .avif .avifs .heic .heif .jp2 .jxl .psd".split()  # noqa: SIM905
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+        *(".avif", ".avifs", ".heic", ".heif", ".jp2", ".jxl", ".psd"),
+    }
 )
 
 

@@ -37,7 +37,8 @@ class Breathe(ExecutionCallback):
     """Makes Ray Data's scheduling loop sleep between its steps.
 
     In 2.60 the loop spins without pause while its output is not wanted yet, which is how it should be most of the
-    time in training: it took .6 of a core, and the training loop's interpreter lock, and halved the throughput.
+    time in training: it took .6 of a core, and the training loop's interpreter lock, and a third of the throughput
+    (benchmarks/results/main_job_2cpu_20261122.md).
     """
 
     def on_execution_step(self, executor: object) -> None:

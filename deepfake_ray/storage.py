@@ -81,12 +81,13 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
 
 def _unreachable(uri: str, error: Exception) -> str:
     return (
-        f"The storage must answer: {uri} does not ({_first_line(error)}); check the address, AWS_ENDPOINT_URL and "
+        f"The storage must answer: {uri} does not ({first_line(error)}); check the address, AWS_ENDPOINT_URL and "
         "the credentials in the environment."
     )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough for a message of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
