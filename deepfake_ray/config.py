@@ -1,5 +1,6 @@
 """One frozen dataclass a job. The command line is generated from it: a field is a flag, its docstring the help."""
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -55,7 +56,8 @@ class JobConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The resolved configuration, ready for `json.dump`."""
-        return asdict(self)
+        found: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists, as in a file
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +128,15 @@ class _ScoringConfig:
     """An image is called fake from this p_fake on: default (.5), balanced, fpr_1, fpr_5 (chosen on the model's
     validation split), or a number between 0 and 1."""
     max_error_share: float = 0.5
-    """Stop early when more than this share of the images, after the first 1,000, cannot be read."""
+    """Stop early when more than this share of the images, after the first 1,000, cannot be read; or when the storage
+    fails for more than this share of any 1,000 images that follow one another."""
+    image_timeout_s: float = 60.0
+    """Seconds for one request to the storage, and for decoding one image; an image that takes longer becomes the
+    error timeout. Requests that failed are repeated for some minutes."""
 
     def _check_scoring(self) -> None:
         _positive("batch-size", self.batch_size)
+        _positive("image-timeout-s", self.image_timeout_s)
         _require_share("max-error-share", self.max_error_share)
         if self.threshold not in THRESHOLD_NAMES:
             try:
@@ -148,12 +155,19 @@ class _ScoringConfig:
 class ScoreConfig(_ScoringConfig, JobConfig):
     """Score every image of a folder, bucket or table with a bundle, into Parquet: one row an image, always."""
 
-    images: str
-    """Images to score: a folder, an s3:// prefix, one image, or a Parquet/CSV with a column uri."""
+    images: tuple[str, ...]
+    """Images to score, one or several of: a folder, an s3:// prefix, one image, a Parquet or CSV with a column uri,
+    a .txt with a URI a line, the manifest.json of an S3 Inventory."""
+    include: tuple[str, ...] = ()
+    """Glob patterns on the path below --images (or on the whole uri, of a table); * also stands for /. Only what
+    matches one is scored, whatever its suffix. Default: what has an image's suffix or none."""
+    exclude: tuple[str, ...] = ()
+    """Glob patterns like those of --include; what matches one is not scored."""
 
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)
         self._check_scoring()
+        _require(bool(self.images), "images must name a place", self.images, "give --images FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +200,7 @@ def _require_share(name: str, value: float) -> None:
 
 FREE_TO_CHANGE = frozenset(
     {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
-    | {"versions"}
+    | {"image_timeout_s", "versions"}
 )
 """What a resumed run may be told otherwise: it changes no result."""
 

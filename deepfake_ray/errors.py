@@ -18,8 +18,10 @@ class ErrorCode(StrEnum):
     """The object or file is not there (any more)."""
     FORBIDDEN = "forbidden"
     """The storage refused access."""
+    TIMEOUT = "timeout"
+    """Fetching or decoding it took longer than --image-timeout-s."""
     STORAGE_ERROR = "storage_error"
-    """The storage failed in another way (network, time-out, server error)."""
+    """The storage failed in another way (network, server error), for minutes."""
     EMPTY = "empty"
     """Zero bytes."""
     TOO_LARGE = "too_large"
@@ -32,6 +34,12 @@ class ErrorCode(StrEnum):
     """The file ends before the picture does."""
     DECODE_FAILED = "decode_failed"
     """The decoder found the file damaged."""
+    DECODER_CRASHED = "decoder_crashed"
+    """The decoder took its process down with it, twice."""
+
+
+OF_THE_STORAGE = frozenset({ErrorCode.FORBIDDEN, ErrorCode.TIMEOUT, ErrorCode.STORAGE_ERROR})
+"""Codes that say nothing about the image: another try may fetch it."""
 
 
 class ImageError(Exception):

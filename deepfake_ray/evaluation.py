@@ -33,7 +33,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         finished: dict[str, Any] = storage.read_json(storage.join(output, "metrics.json"))
         return finished
 
-    def list_images() -> manifest.Manifest:
+    def pages() -> list[manifest.Page]:
         images = read_labelled(
             config.data,
             labels=config.labels,
@@ -42,9 +42,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             limit=config.limit,
             seed=config.seed,
         )
-        return of_split(images, config.split, config.data)
+        chosen = of_split(images, config.split, config.data)
+        return [manifest.Page(chosen.table, chosen.other_files)]
 
-    run = score_manifest(config, list_images)
+    run = score_manifest(config, [config.data], pages)
     columns = ["row", "status", "logit", "p_fake", "true_label", "source"]
     rows = read_predictions(output, columns)
     scored = rows.filter(pc.equal(rows["status"], schema.OK))

@@ -13,17 +13,9 @@ import pyarrow.compute as pc
 
 from deepfake_ray import schema, storage
 from deepfake_ray.errors import UserError
-from deepfake_ray.listing import images_in
-from deepfake_ray.manifest import (
-    FAKE_NAMES,
-    REAL_NAMES,
-    SPLIT_NAMES,
-    TABLE_SUFFIXES,
-    Manifest,
-    count,
-    from_table,
-    table_of,
-)
+from deepfake_ray.manifest import Manifest, count, list_images
+from deepfake_ray.schema import FAKE_NAMES, REAL_NAMES, SPLIT_NAMES
+from deepfake_ray.tables import is_inventory, is_table
 
 log = logging.getLogger(__name__)
 
@@ -52,18 +44,15 @@ def read_labelled(
         UserError: see the messages.
     """
     data = storage.absolute(data)
-    if data.lower().endswith(TABLE_SUFFIXES):
-        manifest = from_table(data, None)
-        keys = manifest.table["uri"].to_pylist()
-    else:
-        files, others = images_in(data, None)
-        keys = [file.relative for file in files]
-        parts = [_parse_folders(key) for key in keys]
-        columns = {name: [part[name] for part in parts] for name in ("label", "split", "source")}
-        manifest = Manifest(table_of(files, **columns), others)
+    manifest = list_images(data)
     table = manifest.table
+    keys = [uri.removeprefix(f"{data}/") for uri in table["uri"].to_pylist()]
+    if is_inventory(data) or not is_table(data):
+        parts = [_parse_folders(key) for key in keys]
+        for name in ("label", "split", "source"):
+            table = _set(table, name, [part[name] for part in parts])
     if labels is not None:
-        table = _override(table, from_table(storage.absolute(labels), None).table)
+        table = _override(table, list_images(labels).table)
     if group_regex is not None:
         table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
     _require_labels(table, data, keys)

@@ -4,13 +4,14 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
 from deepfake_ray.images import Limits, Pixels, Preparation, decode, prepare
-from deepfake_ray.storage import is_local
+from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
 
 T = TypeVar("T")
 
@@ -19,7 +20,6 @@ T = TypeVar("T")
 class Loaded:
     """One image, ready for the model; or why it is not: then `pixels` is None and `error` is set."""
 
-    uri: str
     pixels: Pixels | None = None
     """uint8 (image_size, image_size, 3) RGB."""
     error: ImageError | None = None
@@ -29,66 +29,96 @@ class Loaded:
     width: int | None = None
     height: int | None = None
     jpeg_quality: int | None = None
+    logit: float | None = None
+    """The score, where one is known already: then there are no pixels."""
 
 
-def load_all(
-    uris: Sequence[str], limits: Limits, preparation: Preparation, *, num_threads: int = 1
-) -> Iterator[Loaded]:
-    """Load images in the order of `uris`, never skipping one.
+def _unwatched(_: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loader:
+    """How images are loaded.
 
     Args:
-        uris: what to load.
         limits: of bytes and pixels.
         preparation: the model's.
         num_threads: that decode. With one, local files are read and decoded where they are asked for (a thread
             costs more than the read of a small file), and remote ones are fetched some requests ahead.
+        timeout_s: of one request to an object store.
+        recall: what is known of the bytes with that sha256; None: they have to be decoded.
     """
 
-    def read(uri: str) -> bytes | ImageError:
+    limits: Limits
+    preparation: Preparation
+    num_threads: int = 1
+    timeout_s: float = REQUEST_TIMEOUT_S
+    recall: Callable[[str], Loaded | None] = lambda _: None
+
+    def load_all(
+        self, uris: Sequence[str], watch: Callable[[int], AbstractContextManager[None]] = _unwatched
+    ) -> Iterator[Loaded]:
+        """Load images in the order of `uris`, never skipping one.
+
+        Args:
+            uris: what to load.
+            watch: entered with an image's position for as long as it is decoded (and read, if it is a local file).
+        """
+
+        def decoded(position: int, data: bytes | ImageError | None = None) -> Loaded:
+            with watch(position):
+                return self._decoded(self._read(uris[position]) if data is None else data)
+
+        def fetched(position: int) -> bytes | ImageError:
+            return self._read(uris[position])
+
+        if self.num_threads > 1:
+            yield from _ahead(decoded, len(uris), max(self.num_threads, REMOTE_REQUESTS))
+        elif all(is_local(uri) for uri in uris):
+            yield from map(decoded, range(len(uris)))
+        else:
+            yield from map(decoded, range(len(uris)), _ahead(fetched, len(uris), REMOTE_REQUESTS))
+
+    def _read(self, uri: str) -> bytes | ImageError:
         try:
-            return fetch(uri, limits.max_bytes)
+            return fetch(uri, self.limits.max_bytes, self.timeout_s)
         except ImageError as error:
             return error
 
-    def load(uri: str) -> Loaded:
-        return _decoded(uri, read(uri), limits, preparation)
+    def _decoded(self, data: bytes | ImageError) -> Loaded:
+        if isinstance(data, ImageError):
+            return Loaded(error=data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        known = self.recall(sha256)
+        if known is not None:
+            return replace(known, sha256=sha256, num_bytes=len(data))
+        try:
+            image = decode(data, self.limits)
+        except ImageError as error:
+            return Loaded(error=error, sha256=sha256, num_bytes=len(data))
+        return Loaded(
+            pixels=prepare(image.pixels, self.preparation),
+            sha256=sha256,
+            num_bytes=len(data),
+            format=image.format,
+            width=image.width,
+            height=image.height,
+            jpeg_quality=image.jpeg_quality,
+        )
 
-    if num_threads > 1:
-        yield from _ahead(load, uris, max(num_threads, REMOTE_REQUESTS))
-    elif all(is_local(uri) for uri in uris):
-        yield from map(load, uris)
-    else:
-        for uri, data in zip(uris, _ahead(read, uris, REMOTE_REQUESTS), strict=True):
-            yield _decoded(uri, data, limits, preparation)
 
-
-def _ahead(function: Callable[[str], T], uris: Sequence[str], num_threads: int) -> Iterator[T]:
-    """`map` with threads, in order, at most twice as many results ahead as threads."""
+def _ahead(function: Callable[[int], T], number: int, num_threads: int) -> Iterator[T]:
+    """`map(function, range(number))` with threads, in order, at most twice as many results ahead as threads."""
     pending: deque[Future[T]] = deque()
     with ThreadPoolExecutor(num_threads) as threads:
-        for uri in uris:
-            if len(pending) >= 2 * num_threads:
+        try:
+            for position in range(number):
+                if len(pending) >= 2 * num_threads:
+                    yield pending.popleft().result()
+                pending.append(threads.submit(function, position))
+            while pending:
                 yield pending.popleft().result()
-            pending.append(threads.submit(function, uri))
-        while pending:
-            yield pending.popleft().result()
-
-
-def _decoded(uri: str, data: bytes | ImageError, limits: Limits, preparation: Preparation) -> Loaded:
-    if isinstance(data, ImageError):
-        return Loaded(uri=uri, error=data)
-    sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        image = decode(data, limits)
-    except ImageError as error:
-        return Loaded(uri=uri, error=error, sha256=sha256, num_bytes=len(data))
-    return Loaded(
-        uri=uri,
-        pixels=prepare(image.pixels, preparation),
-        sha256=sha256,
-        num_bytes=len(data),
-        format=image.format,
-        width=image.width,
-        height=image.height,
-        jpeg_quality=image.jpeg_quality,
-    )
+        finally:
+            for future in pending:
+                future.cancel()

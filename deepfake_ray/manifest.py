@@ -1,34 +1,59 @@
-"""The manifest: Parquet, one row an image; from a folder, a bucket prefix, one file, or a table of URIs.
+"""The manifest: Parquet, one row an image; from folders, bucket prefixes, files, or tables of URIs.
 
-A manifest directory holds `part-*.parquet` in row order, cut into row groups (the chunks that scoring works
-through), and `_other_files.parquet`: what lay among the images and is none.
+A manifest directory holds `part-*.parquet` in row order, and `_other_files.parquet`: what lay among the images and
+is none. It is written as it is listed, so its size does not matter to the memory of who writes it.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from types import TracebackType
+from typing import Self
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from deepfake_ray import schema, storage
 from deepfake_ray.errors import UserError
-from deepfake_ray.listing import File, images_in
+from deepfake_ray.listing import PREFIXES_AT_ONCE, Pick, files_in
+from deepfake_ray.tables import inventory_pages, is_inventory, is_table, manifest_rows, table_pages
 
-REAL_NAMES = frozenset({"real", "0_real", "authentic", "original"})
-FAKE_NAMES = frozenset({"fake", "1_fake", "ai", "synthetic", "generated"})
-SPLIT_NAMES = {
-    "train": schema.TRAIN,
-    "valid": schema.VALIDATION,
-    "val": schema.VALIDATION,
-    "validation": schema.VALIDATION,
-    "test": schema.TEST,
-}
-TABLE_SUFFIXES = (".parquet", ".csv")
 OTHER_FILES = "_other_files.parquet"
+ROWS_PER_GROUP = 8192
+ROWS_PER_FILE = 128 * ROWS_PER_GROUP
+
+
+class _Digest:
+    """A hash over row, uri, label, split, source, group and num_bytes; a file-like object that Arrow writes to."""
+
+    closed = False
+    columns = ("row", "uri", "label", "split", "source", "group", "num_bytes")
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+
+    def update(self, group: pa.Table) -> None:
+        """Add a row group: tables must be cut into them alike to have the same hash."""
+        columns = group.select(self.columns).combine_chunks()
+        with pa.ipc.new_stream(pa.PythonFile(self, mode="w"), columns.schema) as writer:
+            writer.write_table(columns)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        self._digest.update(data)
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -43,137 +68,95 @@ class Manifest:
 
     @property
     def sha256(self) -> str:
-        """Names the set of images: a hash over row, uri, label, split, source, group and num_bytes."""
-        digest = hashlib.sha256()
-        columns = self.table.select(["row", "uri", "label", "split", "source", "group", "num_bytes"])
-        with pa.ipc.new_stream(pa.PythonFile(_HashWriter(digest), mode="w"), columns.schema) as writer:
-            writer.write_table(columns.combine_chunks(), max_chunksize=1 << 16)
+        """Names the set of images: see `Listed.sha256`."""
+        digest = _Digest()
+        for start in range(0, len(self.table), ROWS_PER_GROUP):
+            digest.update(self.table.slice(start, ROWS_PER_GROUP))
         return digest.hexdigest()
 
 
-class _HashWriter:
-    closed = False
+@dataclass(frozen=True)
+class Page:
+    """Some rows of a manifest, whose `row` does not count yet, and the URIs of other files met with them."""
 
-    def __init__(self, digest: "hashlib._Hash") -> None:
-        self._digest = digest
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        return len(data)
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
+    rows: pa.Table
+    other_files: Sequence[str] = ()
 
 
-def list_images(place: str, *, limit: int | None = None) -> Manifest:
-    """The images of a folder, an `s3://` prefix, one file, or a Parquet/CSV of URIs, without labels inferred.
+# --- listing
+
+
+def pages_of(places: Sequence[str], *, pick: Pick | None = None, limit: int | None = None) -> Iterator[Page]:
+    """The images of folders, `s3://` prefixes, single files, tables of URIs or S3 Inventories, page by page.
+
+    Labels are not inferred from folders; a table's are kept.
 
     Raises:
-        UserError: no such place, no image in it, or a table without a column `uri`.
+        UserError: no such place, one without an image, or a table without a column `uri`.
     """
-    place = storage.absolute(place)
-    if place.lower().endswith(TABLE_SUFFIXES):
-        return from_table(place, limit)
-    files, others = images_in(place, limit)
-    return Manifest(table_of(files), others)
+    left = limit
+    for place in map(storage.absolute, places):
+        num_images, others = 0, 0
+        for page in _pages_of_place(place, pick or Pick(), limit):
+            rows = page.rows if left is None else page.rows.slice(0, left)
+            num_images, others = num_images + len(rows), others + len(page.other_files)
+            yield Page(rows, page.other_files)
+            if left is not None:
+                left -= len(rows)
+                if not left:
+                    return
+        if not num_images:
+            raise UserError(
+                f"There must be an image in {place}: found none among {others} files; images are known by their "
+                "suffix (.jpg, .png ...), have none, or are what --include says."
+            )
 
 
-def table_of(files: Sequence[File], **columns: list[str | None]) -> pa.Table:
-    """Files as manifest rows, with label, split, source and group where given."""
-    empty: list[str | None] = [None] * len(files)
-    return pa.table(
-        {
-            "row": np.arange(len(files)),
-            "uri": [file.uri for file in files],
-            "label": columns.get("label", empty),
-            "split": columns.get("split", empty),
-            "source": columns.get("source", empty),
-            "group": columns.get("group", empty),
-            "num_bytes": [file.num_bytes for file in files],
-            "etag": [file.etag for file in files],
-            "mtime": [file.mtime for file in files],
-        },
-        schema=schema.MANIFEST,
-    )
+def _pages_of_place(place: str, pick: Pick, limit: int | None) -> Iterator[Page]:
+    if is_table(place) and not is_inventory(place):
+        # Being in the table makes it an image, whatever its suffix is.
+        pick = replace(pick, include=pick.include or ("*",))
+        for rows in table_pages(place):
+            yield Page(rows.filter(pa.array(pick(rows["uri"].to_pylist()), pa.bool_())))
+        return
+    # All of the first prefix is listed before its first image is given on: too much for a few.
+    at_once = PREFIXES_AT_ONCE if limit is None else 1
+    for files in inventory_pages(place) if is_inventory(place) else files_in(place, at_once=at_once):
+        chosen = np.array(pick(files["relative"].to_pylist()), bool)
+        others = files["uri"].filter(pa.array(~chosen)).to_pylist()
+        yield Page(rows_of(files.filter(pa.array(chosen))), others)
 
 
-# --- tables of URIs
+def rows_of(files: pa.Table, **columns: Sequence[str | None]) -> pa.Table:
+    """Files (`listing.FILES`) as manifest rows, with label, split, source and group where given."""
+    known = {name: files[name] for name in ("uri", "num_bytes", "etag", "mtime")}
+    return manifest_rows({**known, **columns}, len(files))
 
 
-def read_table(place: str) -> pa.Table:
-    """A Parquet (file or directory) or CSV as an Arrow table.
+def of_pages(pages: Iterable[Page]) -> Manifest:
+    """The manifest that some pages are, in memory.
 
     Raises:
-        UserError: it is not there, or is no such table.
+        UserError: a URI is named twice.
     """
-    place = storage.absolute(place)
-    if not storage.exists(place):
-        raise UserError(f"The table must be there: {place} does not exist; check the path.")
-    fs, path = storage.filesystem(place)
-    try:
-        if place.lower().endswith(".csv"):
-            with fs.open_input_stream(path) as stream:
-                return pacsv.read_csv(stream, convert_options=pacsv.ConvertOptions(strings_can_be_null=True))
-        return pq.read_table(path, filesystem=fs)
-    except pa.ArrowException as error:
-        message = str(error).splitlines()[0]
-        raise UserError(f"{place} must be a Parquet or CSV table: {message}; check the file.") from error
-
-
-def from_table(place: str, limit: int | None) -> Manifest:
-    """The manifest that a Parquet or CSV with a column `uri` is; a relative uri is relative to the table.
-
-    Raises:
-        UserError: no such table, or its columns are not what they must be.
-    """
-    table = read_table(place)
-    if "uri" not in table.column_names:
-        raise UserError(
-            f"A table of images must have a column uri: {place} has {', '.join(table.column_names)}; rename one."
-        )
-    if limit is not None:
-        table = table.slice(0, limit)
-    if not len(table):
-        raise UserError(f"There must be an image in {place}: the table has no rows; check how it was made.")
-    folder = place.rsplit("/", 1)[0]
-    uris = [_absolute_in(folder, uri) for uri in table["uri"].to_pylist()]
-    repeated = [uri for uri, count in Counter(uris).items() if count > 1]
+    found = list(pages)
+    table = pa.concat_tables([schema.MANIFEST.empty_table(), *(page.rows for page in found)]).combine_chunks()
+    repeated = [uri for uri, number in Counter(table["uri"].to_pylist()).items() if number > 1]
     if repeated:
-        raise UserError(f"A table must name each uri once: {place} repeats {repeated[0]}; remove the repetitions.")
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
-        "row": pa.array(np.arange(len(uris))),
-        "uri": pa.array(uris),
-    }
-    for field in schema.MANIFEST:
-        if field.name in columns:
-            continue
-        if field.name not in table.column_names:
-            columns[field.name] = pa.nulls(len(uris), field.type)
-        elif field.name in ("label", "split"):
-            values = [None if value is None else str(value) for value in table[field.name].to_pylist()]
-            columns[field.name] = pa.array(_known(values, field.name, place), pa.string())
-        else:
-            columns[field.name] = table[field.name].cast(field.type)
-    return Manifest(pa.table(columns, schema=schema.MANIFEST))
+        raise _repeats(repeated[0])
+    table = table.set_column(0, schema.MANIFEST.field("row"), pa.array(np.arange(len(table))))
+    return Manifest(table, [uri for page in found for uri in page.other_files])
 
 
-def _absolute_in(folder: str, uri: str | None) -> str:
-    if not uri:
-        raise UserError(f"A table of images must name a uri in each row: one in {folder} is empty; remove it.")
-    if storage.scheme_of(uri) or uri.startswith("/"):
-        return storage.absolute(uri) if storage.is_local(uri) else uri
-    return storage.join(folder, uri)
+def list_images(place: str) -> Manifest:
+    """All images of one place, in memory: see `pages_of`."""
+    return of_pages(pages_of([place]))
 
 
-def _known(values: list[str | None], column: str, place: str) -> list[str | None]:
-    known: dict[str, str] = dict(SPLIT_NAMES)
-    if column == "label":
-        known = dict.fromkeys((*REAL_NAMES, "0"), "real") | dict.fromkeys((*FAKE_NAMES, "1"), "fake")
-    for value in values:
-        if value is not None and value.lower() not in known:
-            raise UserError(f"{column} must be one of {', '.join(sorted(known))}: {place} has {value!r}; rename it.")
-    return [None if value is None else known[value.lower()] for value in values]
+def _repeats(uri: str) -> UserError:
+    return UserError(
+        f"Each image must be named once: {uri} is named twice; remove the repetitions from what is listed."
+    )
 
 
 def count(table: pa.Table) -> dict[str, dict[str, int]]:
@@ -185,52 +168,174 @@ def count(table: pa.Table) -> dict[str, dict[str, int]]:
 
 # --- files
 
-ROWS_PER_FILE = 1_000_000
+
+@dataclass(frozen=True)
+class Listed:
+    """What was written."""
+
+    num_images: int
+    num_other_files: int
+    sha256: str
+    """Names the set of images: over row, uri, label, split, source, group and num_bytes."""
 
 
-def write(manifest: Manifest, uri: str, *, rows_per_chunk: int = 8192) -> None:
-    """Write a manifest directory; each row group holds `rows_per_chunk` rows (the last one the rest)."""
-    rows_per_file = max(1, ROWS_PER_FILE // rows_per_chunk) * rows_per_chunk
-    if manifest.other_files:
-        others = pa.table({"uri": pa.array(manifest.other_files, pa.string())})
-        _write_parquet(others, storage.join(uri, OTHER_FILES), len(others))
-    for index, start in enumerate(range(0, len(manifest.table), rows_per_file)):
-        part = manifest.table.slice(start, rows_per_file)
-        _write_parquet(part, storage.join(uri, f"part-{index:05d}.parquet"), rows_per_chunk)
+class Writer:
+    """Writes a manifest directory page by page; holds a row group, and 8 bytes a row to notice repeated URIs.
+
+    A context manager; nothing that was not finished with `close` should be read.
+    """
+
+    def __init__(self, uri: str):
+        self._uri = uri
+        self._pending: list[pa.Table] = []
+        self._num_pending = 0
+        self._num_rows = 0
+        self._num_others = 0
+        self._digest = _Digest()
+        self._keys: list[NDArray[np.uint64]] = []
+        self._part = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
+        self._others = ExitStack()
+        self._other_writer: pq.ParquetWriter | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Images so far."""
+        return self._num_rows + self._num_pending
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # With an error the files that are open are thrown away; without one `close` has closed them.
+        for files in (self._part, self._others):
+            files.__exit__(kind, error, trace)
+
+    def add(self, page: Page) -> None:
+        """Append rows; `row` is numbered here."""
+        if page.other_files:
+            self._add_others(page.other_files)
+        if len(page.rows):
+            self._pending.append(page.rows)
+            self._num_pending += len(page.rows)
+        while self._num_pending >= ROWS_PER_GROUP:
+            self._write_group()
+
+    def close(self) -> Listed:
+        """Finish the files.
+
+        Raises:
+            UserError: a URI was named twice.
+        """
+        if self._num_pending:
+            self._write_group()
+        for files in (self._part, self._others):
+            files.close()
+        self._refuse_repeats()
+        return Listed(self._num_rows, self._num_others, self._digest.hexdigest())
+
+    def _write_group(self) -> None:
+        pending = pa.concat_tables(self._pending)
+        group, rest = pending.slice(0, ROWS_PER_GROUP).combine_chunks(), pending.slice(ROWS_PER_GROUP)
+        rows = pa.array(np.arange(self._num_rows, self._num_rows + len(group)))
+        group = group.set_column(0, schema.MANIFEST.field("row"), rows)
+        self._digest.update(group)
+        self._keys.append(pd.util.hash_array(group["uri"].to_numpy()))
+        if self._num_rows % ROWS_PER_FILE == 0:
+            self._part.close()
+            place = storage.join(self._uri, f"part-{self._num_rows // ROWS_PER_FILE:05d}.parquet")
+            self._writer = _parquet_writer(self._part, place, schema.MANIFEST)
+        assert self._writer is not None
+        self._writer.write_table(group, row_group_size=ROWS_PER_GROUP)
+        self._num_rows += len(group)
+        self._pending, self._num_pending = ([rest] if len(rest) else []), len(rest)
+
+    def _add_others(self, uris: Sequence[str]) -> None:
+        table = pa.table({"uri": pa.array(uris, pa.string())})
+        if self._other_writer is None:
+            self._other_writer = _parquet_writer(self._others, storage.join(self._uri, OTHER_FILES), table.schema)
+        self._other_writer.write_table(table)
+        self._num_others += len(uris)
+
+    def _refuse_repeats(self) -> None:
+        keys = np.sort(np.concatenate([np.empty(0, np.uint64), *self._keys]))
+        repeated = keys[1:][keys[1:] == keys[:-1]]
+        if not len(repeated):
+            return
+        seen: set[str] = set()  # few: different URIs of one hash are a matter of luck, as are they all
+        for uris in read_column(self._uri, "uri"):
+            suspects = np.isin(pd.util.hash_array(uris.to_numpy(zero_copy_only=False)), repeated)
+            for uri in uris.filter(pa.array(suspects)).to_pylist():
+                if uri in seen:
+                    raise _repeats(uri)
+                seen.add(uri)
 
 
-def _write_parquet(table: pa.Table, uri: str, rows_per_group: int) -> None:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=rows_per_group)
-    storage.write_bytes(uri, sink.getvalue())
+def _parquet_writer(files: ExitStack, place: str, columns: pa.Schema) -> pq.ParquetWriter:
+    """A writer of a file that appears when `files` is closed without an error."""
+    path = files.enter_context(storage.new_file(place))
+    return files.enter_context(pq.ParquetWriter(path, columns, compression="zstd"))
+
+
+def write(manifest: Manifest, uri: str) -> Listed:
+    """Write a manifest directory."""
+    with Writer(uri) as writer:
+        writer.add(Page(manifest.table, manifest.other_files))
+        return writer.close()
+
+
+def _parts(uri: str) -> list[str]:
+    return [storage.join(uri, name) for name in storage.list_names(uri) if name.startswith("part-")]
+
+
+def read_column(uri: str, name: str) -> Iterator[pa.Array]:
+    """One column of a written manifest, a row group at a time."""
+    for part in _parts(uri):
+        fs, path = storage.filesystem(part)
+        with fs.open_input_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            for group in range(parquet.num_row_groups):
+                yield parquet.read_row_group(group, columns=[name])[name].combine_chunks()
+
+
+# --- chunks
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A row group of a written manifest: the unit of work and of resuming."""
+    """Some consecutive rows of a written manifest: the unit of work and of resuming."""
 
     index: int
     uri: str
+    """Of the file that they are in."""
     row_group: int
+    offset: int
+    """Of the first one in its row group."""
     num_rows: int
 
 
-def chunks(uri: str) -> list[Chunk]:
-    """The chunks of a written manifest, in row order."""
+def chunks(uri: str, rows_per_chunk: int) -> list[Chunk]:
+    """Cut a written manifest into chunks, in row order; row groups are cut for themselves."""
     found: list[Chunk] = []
-    for name in storage.list_names(uri):
-        if not name.startswith("part-"):
-            continue
-        fs, path = storage.filesystem(storage.join(uri, name))
+    for part in _parts(uri):
+        fs, path = storage.filesystem(part)
         metadata = pq.read_metadata(path, filesystem=fs)
         for group in range(metadata.num_row_groups):
             num_rows = metadata.row_group(group).num_rows
-            found.append(Chunk(len(found), storage.join(uri, name), group, num_rows))
+            for offset in range(0, num_rows, rows_per_chunk):
+                found.append(Chunk(len(found), part, group, offset, min(rows_per_chunk, num_rows - offset)))
     return found
 
 
 def read_chunk(chunk: Chunk) -> pa.Table:
     """The manifest rows of one chunk."""
-    fs, path = storage.filesystem(chunk.uri)
-    with fs.open_input_file(path) as file:
-        return pq.ParquetFile(file).read_row_group(chunk.row_group)
+    return _read_group(chunk.uri, chunk.row_group).slice(chunk.offset, chunk.num_rows)
+
+
+@lru_cache(maxsize=1)
+def _read_group(uri: str, row_group: int) -> pa.Table:
+    """A reader works through the chunks of one row group, more or less."""
+    with storage.open_file(uri) as file:
+        return pq.ParquetFile(file).read_row_group(row_group)

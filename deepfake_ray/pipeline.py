@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from deepfake_ray import augment, manifest
+from deepfake_ray import augment, manifest, storage
+from deepfake_ray.errors import JobError
+from deepfake_ray.fetch import REMOTE_REQUESTS
 from deepfake_ray.images import Limits, Preparation
-from deepfake_ray.loading import load_all
+from deepfake_ray.isolation import Isolated
+from deepfake_ray.loading import Loader
 from deepfake_ray.placement import ScoringPlacement
 from deepfake_ray.sampling import Sampler, Task
 from deepfake_ray.schema import CLASSES, TRAIN, VALIDATION
+from deepfake_ray.scorer import Report, ScorerSpec
 
 IMAGES_PER_TASK = 1024
 BYTES_PER_TASK = 16 * 1024 * 1024
@@ -121,9 +125,11 @@ class ReadTask:
         size = self.preparation.image_size
         images = np.zeros((len(rows), size, size, 3), np.uint8)
         errors = np.full(len(rows), "", dtype=object)
-        for i, image in enumerate(load_all(chosen["uri"].to_pylist(), self.limits, self.preparation)):
+        loader = Loader(limits=self.limits, preparation=self.preparation)
+        uris = chosen["uri"].to_pylist()
+        for i, image in enumerate(loader.load_all(uris)):
             if image.pixels is None:
-                errors[i] = f"{image.uri}: {image.error}"
+                errors[i] = f"{uris[i]}: {image.error}"
             else:
                 images[i] = image.pixels
         if task.is_train:
@@ -190,33 +196,45 @@ def _batches_of(task: Task, block: dict[str, NDArray[Any]], batch_size: int) -> 
 # --- scoring
 
 
-def scored_chunks(
-    chunks: Sequence[manifest.Chunk],
-    scorer: type,
-    scorer_arguments: dict[str, Any],
-    placement: ScoringPlacement,
-) -> Iterator[dict[str, Any]]:
-    """Have a pool of actors score chunks of a manifest; yields what the scorer says of each, as they are done.
+class _Scorer:
+    """An actor: keeps a scorer in a process of its own, which it replaces when an image brings it down."""
 
-    The chunks are blocks of their own, so that all actors work; each actor writes its part file itself, so that no
+    def __init__(self, spec: ScorerSpec):
+        slots = max(REMOTE_REQUESTS, spec.num_threads)
+        self._scorer = Isolated(
+            "deepfake_ray.scorer:ChunkScorer", spec, num_slots=slots, timeout_s=spec.image_timeout_s
+        )
+
+    def __call__(self, work: pa.Table) -> dict[str, list[Report]]:
+        (chunk,) = work.to_pylist()
+        return {"report": [self._scorer(manifest.Chunk(**chunk))]}
+
+
+def scored_chunks(chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement) -> Iterator[Report]:
+    """Have a pool of actors score chunks of a manifest; yields what they say of each, as they are done.
+
+    The chunks are blocks of their own, so that all actors work; each actor writes its files itself, so that no
     pixel and no prediction travels between processes.
 
-    Args:
-        chunks: what to score.
-        scorer: an actor class, called with one chunk as a dict of arrays (1,).
-        scorer_arguments: of its constructor.
-        placement: how many actors, on what.
+    Raises:
+        JobError: an actor failed, not through an image: the storage of the output, or the memory.
     """
-    fields = [{"index": c.index, "uri": c.uri, "row_group": c.row_group, "num_rows": c.num_rows} for c in chunks]
     with DataContext.current(context()):
-        work = ray.data.from_arrow([pa.Table.from_pylist([one]) for one in fields])
+        work = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in chunks])
         done = work.map_batches(
-            scorer,
-            fn_constructor_kwargs=scorer_arguments,
+            _Scorer,
+            fn_constructor_kwargs={"spec": spec},
             batch_size=None,
-            batch_format="numpy",
+            batch_format="pyarrow",
             compute=ActorPoolStrategy(size=min(placement.num_actors, len(chunks))),
             num_cpus=placement.cpus_per_actor,
             num_gpus=1 if placement.use_gpu else 0,
         )
-    yield from done.iter_rows()
+    try:
+        for row in done.iter_rows():
+            yield row["report"]
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        raise JobError(
+            f"a scorer failed: {storage.first_line(cause)}; what it had written stays, and --resume goes on from there"
+        ) from error

@@ -24,7 +24,9 @@ def quickstart(config: QuickstartConfig) -> Path:
     train(TrainConfig(data=data, output=str(folder / "train"), epochs=EPOCHS, seed=config.seed))
     say("3/4 scoring the test images, as if their labels were not known")
     score(
-        ScoreConfig(images=str(folder / "images" / "Test"), model=model, output=str(folder / "score"), seed=config.seed)
+        ScoreConfig(
+            images=(str(folder / "images" / "Test"),), model=model, output=str(folder / "score"), seed=config.seed
+        )
     )
     say("4/4 evaluating on the test split")
     evaluate(EvaluateConfig(data=data, model=model, output=str(folder / "evaluation"), seed=config.seed))

@@ -13,6 +13,11 @@ VALIDATION = "validation"
 TEST = "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 
+REAL_NAMES = frozenset({"real", "0_real", "authentic", "original"})
+FAKE_NAMES = frozenset({"fake", "1_fake", "ai", "synthetic", "generated"})
+SPLIT_NAMES = {"train": TRAIN, "valid": VALIDATION, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
+"""What folders and tables call them, in lower case."""
+
 OK = "ok"
 ERROR = "error"
 

@@ -1,155 +1,39 @@
-"""`score(config)`: images in, predictions out. The scorer actor, the driver, and resuming.
+"""`score(config)`: images in, predictions out. The driver, and resuming.
 
-The manifest is cut into chunks; the actor that scores chunk 7 writes `predictions/part-000007.parquet`, whole or not
-at all. So a chunk that is scored twice (a lost worker, a killed driver) overwrites itself, and what is left to do is
-what has no part.
+The manifest is cut into chunks. The scorer of chunk 7 writes `chunks/chunk-0000007.parquet`, whole or not at all; when
+all chunks of a part are there, they become one file, `predictions/part-00000.parquet`, and are removed. So a chunk
+that is scored twice (a lost worker, a killed driver) overwrites itself, and what is left to do is what has no file.
 """
 
-import json
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from deepfake_ray import bundle, manifest, metrics, schema, storage
+from deepfake_ray import bundle, manifest, schema, storage
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
-from deepfake_ray.errors import JobError
+from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.images import Limits
-from deepfake_ray.loading import Loaded, load_all
+from deepfake_ray.listing import Pick
+from deepfake_ray.parts import Layout
 from deepfake_ray.pipeline import scored_chunks
 from deepfake_ray.placement import ScoringPlacement, plan_scoring
 from deepfake_ray.progress import Progress, duration, say
+from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, Report, ScorerSpec
 from deepfake_ray.session import check_places, cluster_nodes
 
 RUN = "run.json"
-MIN_IMAGES_TO_STOP = 1_000
-"""Fewer images than this say too little about the share of errors to stop a run."""
-MAX_ROWS_PER_CHUNK = 8192
 CHUNKS_PER_ACTOR = 16
-"""Wanted: few enough to make files worth reading, many enough to keep all actors busy to the end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerSpec:
-    """What a scorer actor needs."""
-
-    model: str
-    predictions: str
-    threshold: float
-    batch_size: int
-    precision: str
-    limits: Limits
-    placement: ScoringPlacement
-    run_id: str
-
-
-class ChunkScorer:
-    """An actor: loads the model once, then scores chunks. torch is imported here, not in the driver."""
-
-    def __init__(self, spec: ScorerSpec):
-        from deepfake_ray.inference import Predictor
-
-        self._spec = spec
-        self._predictor = Predictor(
-            spec.model,
-            device="cuda" if spec.placement.use_gpu else "cpu",
-            precision=spec.precision,
-            num_threads=1 if spec.placement.use_gpu else spec.placement.threads_per_actor,
-        )
-
-    def __call__(self, work: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """Score one chunk, write its part, and say how it went."""
-        started_at = time.time()
-        chunk = manifest.Chunk(
-            int(work["index"][0]), str(work["uri"][0]), int(work["row_group"][0]), int(work["num_rows"][0])
-        )
-        rows = manifest.read_chunk(chunk)
-        images, logits = self._score(rows["uri"].to_pylist())
-        table = _predictions(rows, images, logits, self._predictor.spec, self._spec)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        storage.write_bytes(_part(self._spec.predictions, chunk.index), sink.getvalue())
-        codes = Counter(str(image.error.code) for image in images if image.error is not None)
-        example = next((f"{image.uri}: {image.error}" for image in images if image.error is not None), "")
-        return {
-            "index": [chunk.index],
-            "num_images": [len(images)],
-            "errors_by_code": [json.dumps(codes)],
-            "example": [example],
-            "started_at": [started_at],
-            "written_at": [time.time()],
-        }
-
-    def _score(self, uris: list[str]) -> tuple[list[Loaded], NDArray[np.float32]]:
-        """Everything known of each image, without pixels; and its logit, NaN where it could not be read."""
-        preparation, batch_size = self._predictor.spec.preparation, self._spec.batch_size
-        size = preparation.image_size
-        batch = np.empty((batch_size, size, size, 3), np.uint8)
-        positions: list[int] = []
-        images: list[Loaded] = []
-        logits = np.full(len(uris), np.nan, np.float32)
-        num_threads = self._spec.placement.threads_per_actor if self._spec.placement.use_gpu else 1
-        for position, image in enumerate(load_all(uris, self._spec.limits, preparation, num_threads=num_threads)):
-            if image.pixels is not None:
-                batch[len(positions)] = image.pixels
-                positions.append(position)
-                if len(positions) == batch_size:
-                    logits[positions] = self._predictor.logits(batch)
-                    positions = []
-            images.append(Loaded(**{**vars(image), "pixels": None}))
-        if positions:
-            logits[positions] = self._predictor.logits(batch[: len(positions)])
-        return images, logits
-
-
-def _part(predictions: str, index: int) -> str:
-    return storage.join(predictions, f"part-{index:06d}.parquet")
-
-
-def _predictions(
-    rows: pa.Table, images: list[Loaded], logits: NDArray[np.float32], model: bundle.Spec, spec: ScorerSpec
-) -> pa.Table:
-    """One row for each row of the manifest, in the same order."""
-    failed = np.array([image.error is not None for image in images])
-    p_fake = metrics.p_fake_of(logits, model.temperature).astype(np.float32)
-    called = np.where(p_fake >= spec.threshold, schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
-
-    def known(values: NDArray[Any]) -> pa.Array:
-        return pa.array(values, mask=failed)
-
-    columns: dict[str, Any] = {
-        "row": rows["row"],
-        "uri": rows["uri"],
-        "status": np.where(failed, schema.ERROR, schema.OK),
-        "error_code": [None if image.error is None else str(image.error.code) for image in images],
-        "error_message": [None if image.error is None else image.error.message for image in images],
-        "logit": known(logits),
-        "p_fake": known(p_fake),
-        "predicted_label": known(called.astype(object)),
-        "threshold": np.full(len(images), spec.threshold),
-        "model_id": [model.model_id] * len(images),
-        "run_id": [spec.run_id] * len(images),
-        "scored_at": [datetime.now(UTC)] * len(images),
-        "true_label": rows["label"],
-        "split": rows["split"],
-        "source": rows["source"],
-        "group": rows["group"],
-    }
-    for name in ("sha256", "num_bytes", "format", "width", "height", "jpeg_quality"):
-        columns[name] = [getattr(image, name) for image in images]
-    return pa.table([columns[field.name] for field in schema.PREDICTIONS], schema=schema.PREDICTIONS)
-
-
-# --- on the driver
+"""Wanted: few enough to cost nothing, many enough to keep all actors busy to the end."""
+PIXELS_PER_CHUNK = 1024 * 224 * 224
+"""At most, as prepared: what a killed run has to do again."""
+SECONDS_BETWEEN_LINES = 5.0
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -164,112 +48,184 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         say(f"{output} is finished already; nothing to do")
         summary: dict[str, Any] = storage.read_json(storage.join(output, RUN))
         return summary
-    summary = score_manifest(config, lambda: manifest.list_images(config.images, limit=config.limit))
+    pick = Pick(config.include, config.exclude)
+    summary = score_manifest(
+        config, config.images, lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit)
+    )
     storage.mark_finished(output)
     say(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
     return summary
 
 
 def score_manifest(
-    config: ScoreConfig | EvaluateConfig, list_images: Callable[[], manifest.Manifest]
+    config: ScoreConfig | EvaluateConfig, inputs: Sequence[str], pages: Callable[[], Iterable[manifest.Page]]
 ) -> dict[str, Any]:
-    """Score what `list_images()` gives into OUTPUT/predictions, resuming if asked to; write and return `run.json`.
+    """Score the images of `pages()` into OUTPUT/predictions, resuming if asked to; write and return `run.json`.
 
     Args:
         config: of the job.
-        list_images: called once, for a new output only, so that a resumed run scores the images it began with.
+        inputs: places that the workers must reach.
+        pages: called once, for a new output only, so that a resumed run scores the images it began with.
     """
     started = time.monotonic()
     output = storage.absolute(config.output)
     run_uri, manifest_uri = storage.join(output, RUN), storage.join(output, "manifest")
-    predictions = storage.join(output, "predictions")
     model = bundle.load_spec(config.model)
-    source = config.images if isinstance(config, ScoreConfig) else config.data
-    check_places([source, config.model], output, shared_storage=config.shared_storage)
-    placement = plan_scoring(cluster_nodes(), config.num_workers, config.use_gpu)
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
         run = storage.read_json(run_uri)
         now = {"model_id": model.model_id, **config.to_json()}
         require_same_run({"model_id": run["model_id"], **run["config"]}, now)
-    else:
-        if not config.resume:
-            storage.require_new_output(output, resumable=True)
-        images = list_images()
-        manifest.write(images, manifest_uri, rows_per_chunk=_rows_per_chunk(len(images.table), config, placement))
+    elif not config.resume:
+        storage.require_new_output(output, resumable=True)
+    check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
+    placement = plan_scoring(cluster_nodes(), config.num_workers, config.use_gpu)
+    if not resuming:
+        listed = _list(pages, manifest_uri)
+        batch_size, rows_per_chunk = _sizes(listed.num_images, config.batch_size, placement, model)
         run = {
             "run_id": uuid.uuid4().hex[:16],
             "status": "running",
             "model_id": model.model_id,
-            "manifest_sha256": images.sha256,
-            "num_other_files": len(images.other_files),
+            "num_images": listed.num_images,
+            "manifest_sha256": listed.sha256,
+            "num_other_files": listed.num_other_files,
+            "batch_size": batch_size,
+            "rows_per_chunk": rows_per_chunk,
             "config": config.to_json(),
         }
         # Written after the manifest: an output that has it has all that a resumed run needs.
         storage.write_json(run_uri, run)
-    chunks = manifest.chunks(manifest_uri)
-    written = set(storage.list_names(predictions))
-    left = [chunk for chunk in chunks if _part("", chunk.index).lstrip("/") not in written]
-    num_images = sum(chunk.num_rows for chunk in chunks)
-    if resuming:
-        num_left = sum(chunk.num_rows for chunk in left)
-        say(f"resuming: {num_images - num_left:,} of {num_images:,} images are scored already")
     if run["num_other_files"]:
         say(f"{run['num_other_files']:,} other files are no images; see {manifest_uri}/{manifest.OTHER_FILES}")
+    layout = Layout(output, manifest.chunks(manifest_uri, run["rows_per_chunk"]))
     spec = ScorerSpec(
         model=storage.absolute(config.model),
-        predictions=predictions,
+        chunks=layout.chunk_folder,
         threshold=model.threshold(config.threshold),
-        batch_size=config.batch_size,
+        batch_size=run["batch_size"],
         precision=config.precision,
         limits=Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
-        placement=placement,
+        image_timeout_s=config.image_timeout_s,
+        max_error_share=config.max_error_share,
+        use_gpu=placement.use_gpu,
+        num_threads=placement.threads_per_actor,
         run_id=run["run_id"],
     )
-    speed = _run(left, spec, config.max_error_share) if left else None
-    counts = _count(predictions, num_images)
+    left = layout.chunks_left()
+    if resuming:
+        num_left = sum(chunk.num_rows for chunk in left)
+        say(f"resuming: {run['num_images'] - num_left:,} of {run['num_images']:,} images are scored already")
+    speed = _run(left, spec, placement, layout) if left else None
+    layout.finish()
+    counts = _count(layout.predictions, run["num_images"])
     wall_s = time.monotonic() - started
     run |= {**counts, "images_per_s": speed, "wall_s": wall_s, "status": "finished"}
+    run["warnings"] = _warnings(counts)
     storage.write_json(run_uri, run)
     if not counts["num_ok"]:
         raise JobError(
-            f"no image could be scored: {_by_code(counts['errors_by_code'])}; see error_message in {predictions}"
+            f"no image could be scored: {_by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
         )
     rate = f" at {speed:,.0f} images/s" if speed else ""
     say(
-        f"{num_images:,} images in {duration(wall_s)}{rate}: {counts['num_ok']:,} scored, "
+        f"{run['num_images']:,} images in {duration(wall_s)}{rate}: {counts['num_ok']:,} scored, "
         f"{counts['num_predicted']['fake']:,} of them called fake at p_fake >= {spec.threshold:.4f}"
         + (f"; {counts['num_errors']:,} errors ({_by_code(counts['errors_by_code'])})" if counts["num_errors"] else "")
     )
+    for warning in run["warnings"]:
+        say(f"warning: {warning}")
     return run
 
 
-def _rows_per_chunk(num_rows: int, config: ScoreConfig | EvaluateConfig, placement: ScoringPlacement) -> int:
-    """Whole batches, so that only a chunk's last forward pass may be a small one."""
-    wanted = num_rows / (placement.num_actors * CHUNKS_PER_ACTOR)
-    batches = max(1, round(wanted / config.batch_size))
-    return min(batches, max(1, MAX_ROWS_PER_CHUNK // config.batch_size)) * config.batch_size
+def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> manifest.Listed:
+    """Write the manifest; if that fails, nothing of it stays."""
+    last_line = time.monotonic()
+    storage.delete_directory(manifest_uri)  # of a run that was killed while it listed
+    try:
+        with manifest.Writer(manifest_uri) as writer:
+            for page in pages():
+                writer.add(page)
+                if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+                    last_line = time.monotonic()
+                    say(f"list: {writer.num_images:,} images")
+            return writer.close()
+    except BaseException:
+        storage.delete_directory(manifest_uri)
+        raise
 
 
-def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, max_error_share: float) -> float:
+def _sizes(num_images: int, batch_size: int, placement: ScoringPlacement, model: bundle.Spec) -> tuple[int, int]:
+    """Images a forward pass, and a chunk: whole batches, so that only the last pass may have empty places."""
+    share = ceil(num_images / placement.num_actors)
+    if share < batch_size:
+        return share, share
+    at_most = min(PIXELS_PER_CHUNK // model.preparation.image_size**2, manifest.ROWS_PER_GROUP)
+    wanted = min(share / CHUNKS_PER_ACTOR, at_most)
+    return batch_size, max(1, round(wanted / batch_size)) * batch_size
+
+
+def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement, layout: Layout) -> float:
     """Score the chunks; returns images/s from the first batch to the last write."""
-    started_at, written_at = float("inf"), 0.0
-    done = 0
-    errors: Counter[str] = Counter()
+    started_at, ended_at = float("inf"), 0.0
+    watch = _ErrorWatch(spec.max_error_share)
     with Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress:
-        for report in scored_chunks(chunks, ChunkScorer, {"spec": spec}, spec.placement):
-            started_at = min(started_at, report["started_at"])
-            written_at = max(written_at, report["written_at"])
-            done += int(report["num_images"])
-            errors.update(json.loads(report["errors_by_code"]))
-            progress.update(done, errors.total())
-            if done >= MIN_IMAGES_TO_STOP and errors.total() > max_error_share * done:
-                raise JobError(
-                    f"stopped: {errors.total():,} of {done:,} images cannot be read ({_by_code(errors)}), over "
-                    f"--max-error-share {max_error_share:g}; the last was {report['example']}. Mend the cause and "
-                    "write to a new output; or, to keep these rows, raise the share and add --resume."
-                )
-    return done / max(written_at - started_at, 1e-9)
+        for report in scored_chunks(chunks, spec, placement):
+            started_at, ended_at = min(started_at, report.started_at), max(ended_at, report.ended_at)
+            watch.add(report)
+            layout.written(report.index)
+            progress.update(watch.done, watch.errors.total())
+    return watch.done / max(ended_at - started_at, 1e-9)
+
+
+class _ErrorWatch:
+    """Stops a run in which too many images cannot be read."""
+
+    def __init__(self, max_error_share: float):
+        self._max_share = max_error_share
+        self.done = 0
+        self.errors: Counter[str] = Counter()
+        self._recent: deque[Report] = deque()
+
+    def add(self, report: Report) -> None:
+        """Count a chunk.
+
+        Raises:
+            JobError: see `--max-error-share`.
+        """
+        self.done += report.num_images
+        self.errors += report.errors_by_code
+        self._recent.append(report)
+        while sum(one.num_images for one in self._recent) - self._recent[0].num_images >= MIN_IMAGES_TO_STOP:
+            self._recent.popleft()
+        recent = sum(one.num_images for one in self._recent)
+        failed = sum(one.errors_by_code[code] for one in self._recent for code in OF_THE_STORAGE)
+        if recent >= MIN_IMAGES_TO_STOP and failed > self._max_share * recent:
+            raise JobError(
+                f"stopped: of the last {recent:,} images the storage failed to give {failed:,} "
+                f"({_by_code(self.errors)}), over --max-error-share {self._max_share:g}; the last was "
+                f"{report.example}. Mend the cause and add --resume: they are tried again."
+            )
+        if self.done >= MIN_IMAGES_TO_STOP and self.errors.total() > self._max_share * self.done:
+            raise JobError(
+                f"stopped: {self.errors.total():,} of {self.done:,} images cannot be read ({_by_code(self.errors)}), "
+                f"over --max-error-share {self._max_share:g}; the last was {report.example}. If these are the images "
+                "that you mean, raise the share and add --resume."
+            )
+
+
+ONE_SIDED = 0.98
+"""Warn when more than this share of the verdicts is the same."""
+
+
+def _warnings(counts: dict[str, Any]) -> list[str]:
+    num_ok = counts["num_ok"]
+    return [
+        f"{number / num_ok:.1%} of the images are called {label}: if you expected both, the model or its threshold "
+        "does not fit these images."
+        for label, number in counts["num_predicted"].items()
+        if num_ok >= 100 and number > ONE_SIDED * num_ok
+    ]
 
 
 def _by_code(errors: dict[str, int]) -> str:

@@ -4,10 +4,15 @@ A place is named by a local path or by a URI (`s3://bucket/key`, `gs://...`). Ke
 them is percent-decoded, so `#`, `?`, `%` and spaces in a name are part of the name.
 """
 
+import contextlib
 import json
 import os
 import re
+import tempfile
 import uuid
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +84,44 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return fs, f"{bucket}/{key}" if key else bucket
 
 
+REQUEST_TIMEOUT_S = 60.0
+OUTAGE = timedelta(minutes=3)
+"""How long a request is repeated, with growing pauses, while the store throttles, fails or is away."""
+
+
+def s3_endpoint() -> str | None:
+    """The endpoint that the environment names for S3, if any."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def s3_region() -> str | None:
+    """The region that the environment names, if any; other S3 servers take any name."""
+    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return named or ("us-east-1" if s3_endpoint() else None)
+
+
+@lru_cache(maxsize=64)
+def object_store(bucket_uri: str, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
+    """The obstore client of a bucket (`s3://bucket`), configured by the standard environment variables.
+
+    It repeats a request that failed on the store's side, for as long as `OUTAGE`; one try takes at most `timeout_s`.
+    """
+    from obstore.store import from_url
+
+    backoff = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2}
+    options: dict[str, Any] = {
+        "client_options": {"timeout": timedelta(seconds=timeout_s)},
+        "retry_config": {"max_retries": 1000, "retry_timeout": OUTAGE, "backoff": backoff},
+    }
+    if bucket_uri.startswith("s3://"):
+        if endpoint := s3_endpoint():
+            options["client_options"]["allow_http"] = endpoint.startswith("http://")
+            options["endpoint"] = endpoint
+        if region := s3_region():
+            options["region"] = region
+    return from_url(bucket_uri, **options)
+
+
 def _unreachable(uri: str, error: Exception) -> str:
     return (
         f"The storage must answer: {uri} does not ({first_line(error)}); check the address, AWS_ENDPOINT_URL and "
@@ -118,27 +161,87 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         FileNotFoundError: if it is not there.
     """
-    fs, path = filesystem(uri)
-    with fs.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    uri = absolute(uri)
+    if is_local(uri):
+        return Path(uri).read_bytes()
+    import obstore
+
+    bucket, key = split_uri(uri)
+    try:
+        return bytes(obstore.get(object_store(bucket), key).bytes())
+    except obstore.exceptions.NotFoundError as error:
+        raise FileNotFoundError(uri) from error
+    except obstore.exceptions.BaseError as error:
+        raise OSError(first_line(error)) from error
+
+
+def open_file(uri: str) -> Any:
+    """A file to read and seek in; failures on a remote store's side are tried again for `OUTAGE`."""
+    uri = absolute(uri)
+    if is_local(uri):
+        return open(uri, "rb")
+    import obstore
+
+    bucket, key = split_uri(uri)
+    return obstore.open_reader(object_store(bucket), key)
+
+
+@contextlib.contextmanager
+def new_file(uri: str) -> Iterator[str]:
+    """A local path to write to; after the block the file is at `uri`, whole, in place of what was there.
+
+    If the block fails, or the process is killed in it, nothing appears at `uri`.
+    """
+    uri = absolute(uri)
+    if is_local(uri):
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        # Readers of Parquet directories pass over names with a dot, should a killed run leave one behind.
+        temporary = str(Path(uri).with_name(f".{uuid.uuid4().hex}{_TEMPORARY}"))
+    else:
+        handle, temporary = tempfile.mkstemp(suffix=_TEMPORARY)
+        os.close(handle)
+    try:
+        yield temporary
+        if is_local(uri):
+            os.replace(temporary, uri)
+        else:
+            _put(uri, Path(temporary))
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+_TEMPORARY = ".tmp"
+
+
+def _put(uri: str, data: bytes | Path) -> None:
+    import obstore
+
+    bucket, key = split_uri(uri)
+    try:
+        obstore.put(object_store(bucket), key, data)
+    except obstore.exceptions.BaseError as error:
+        raise OSError(f"{uri} cannot be written: {first_line(error)}") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write a file that appears whole or not at all, replacing what was there."""
-    fs, path = filesystem(uri)
+    uri = absolute(uri)
     if is_local(uri):
-        # A reader, or a run that is killed here, must never see half a file.
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        # Readers of Parquet directories pass over names with a dot, should a killed run leave one behind.
-        temporary = str(Path(path).with_name(f".{uuid.uuid4().hex}.tmp"))
-        try:
-            Path(temporary).write_bytes(data)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with new_file(uri) as path:
+            Path(path).write_bytes(data)
     else:
-        with fs.open_output_stream(path) as stream:  # an object store shows an object when it is complete
-            stream.write(data)
+        _put(uri, data)  # an object store shows an object when it is complete
+
+
+def local_copy(uri: str, folder: str) -> str:
+    """The path of a file on this machine: its own, or that of a copy in `folder`, made once."""
+    uri = absolute(uri)
+    if is_local(uri):
+        return uri
+    path = os.path.join(folder, uri.replace("/", "_"))
+    if not os.path.exists(path):
+        write_bytes(path, read_bytes(uri))
+    return path
 
 
 def read_json(uri: str) -> Any:
@@ -184,3 +287,18 @@ def delete(uri: str) -> None:
     """Remove one file."""
     fs, path = filesystem(uri)
     fs.delete_file(path)
+
+
+def delete_directory(uri: str) -> None:
+    """Remove a directory and all in it, if it is there."""
+    fs, path = filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        fs.delete_dir(path)
+
+
+def delete_leftovers(uri: str) -> None:
+    """Remove what killed writers left in a local directory; an object store keeps nothing of them."""
+    uri = absolute(uri)
+    if is_local(uri):
+        for path in Path(uri).glob(f".*{_TEMPORARY}"):
+            path.unlink(missing_ok=True)

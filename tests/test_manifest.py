@@ -5,8 +5,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import labels, manifest
+from deepfake_ray import labels, manifest, tables
 from deepfake_ray.errors import UserError
+from deepfake_ray.listing import Pick
 
 
 def make(folder, *names):
@@ -163,10 +164,10 @@ def test_tables(tmp_path):
     ("columns", "message"),
     [
         ({"path": ["a"]}, "must have a column uri: .* has path"),
-        ({"uri": ["a", "a"]}, "name each uri once"),
+        ({"uri": ["a", "a"]}, "named once: .*/a is named twice"),
         ({"uri": ["a"], "label": ["maybe"]}, "label must be one of"),
         ({"uri": ["a"], "split": ["holdout"]}, "split must be one of"),
-        ({"uri": pa.array([], pa.string())}, "has no rows"),
+        ({"uri": pa.array([], pa.string())}, "found none among 0 files"),
     ],
 )
 def test_bad_tables(tmp_path, columns, message):
@@ -186,12 +187,150 @@ def test_labels_override_folders(tmp_path):
 def test_written_manifest_is_read_back_by_chunks(tmp_path):
     found = manifest.list_images(make(tmp_path / "d", *[f"{i:03d}.jpg" for i in range(25)], "x.txt"))
     place = str(tmp_path / "manifest")
-    manifest.write(found, place, rows_per_chunk=10)
-    chunks = manifest.chunks(place)
+    assert manifest.write(found, place) == manifest.Listed(25, 1, found.sha256)
+    chunks = manifest.chunks(place, rows_per_chunk=10)
     assert [chunk.num_rows for chunk in chunks] == [10, 10, 5]
     assert pa.concat_tables(manifest.read_chunk(chunk) for chunk in chunks) == found.table
     assert pq.read_table(place) == found.table  # pyarrow, too, passes over _other_files.parquet
     assert pq.read_table(f"{place}/{manifest.OTHER_FILES}")["uri"].to_pylist() == [f"{tmp_path}/d/x.txt"]
+
+
+def test_a_long_listing_is_written_as_it_comes(tmp_path):
+    """Pages of any size become row groups of one size, chunks do not cross them, and the hash does not care."""
+    uris = [f"/x/{i:05d}.jpg" for i in range(20_000)]
+    pages = [manifest.Page(tables.manifest_rows({"uri": uris[i : i + 777]}, len(uris[i : i + 777])))
+             for i in range(0, len(uris), 777)]  # fmt: skip
+    place = str(tmp_path / "manifest")
+    with manifest.Writer(place) as writer:
+        for page in pages:
+            writer.add(page)
+        listed = writer.close()
+    assert listed == manifest.Listed(20_000, 0, manifest.of_pages(pages).sha256)
+    metadata = pq.read_metadata(f"{place}/part-00000.parquet")
+    assert [metadata.row_group(i).num_rows for i in range(3)] == [8192, 8192, 20_000 - 2 * 8192]
+    chunks = manifest.chunks(place, rows_per_chunk=3000)
+    assert [chunk.num_rows for chunk in chunks] == [3000, 3000, 2192, 3000, 3000, 2192, 3000, 616]
+    assert pa.concat_tables(manifest.read_chunk(chunk) for chunk in chunks) == manifest.of_pages(pages).table
+
+
+def write_pages(place, pages):
+    with manifest.Writer(str(place)) as writer:
+        for uris in pages:
+            writer.add(manifest.Page(tables.manifest_rows({"uri": uris}, len(uris))))
+        return writer.close()
+
+
+def test_a_repeated_uri_is_refused_while_writing(tmp_path):
+    pages = [[f"/x/{i}.jpg" for i in range(start, start + 9000)] for start in (0, 8999)]
+    with pytest.raises(UserError, match="named once: /x/8999.jpg is named twice"):
+        write_pages(tmp_path / "m", pages)
+
+
+def test_a_listing_that_fails_leaves_no_part(tmp_path):
+    def pages():
+        yield [f"{i}" for i in range(9000)]
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        write_pages(tmp_path / "m", pages())
+    assert os.listdir(tmp_path / "m") == []
+
+
+def test_several_places_and_patterns(tmp_path):
+    make(tmp_path / "a", "x/1.jpg", "x/2.png", "y/3.jpg", "notes.txt", "raw.dat")
+    make(tmp_path / "b", "4.jpg")
+    places = [str(tmp_path / "a"), str(tmp_path / "b")]
+
+    def found(**options):
+        pages = list(manifest.pages_of(places, **options))
+        images = [uri.removeprefix(f"{tmp_path}/") for page in pages for uri in page.rows["uri"].to_pylist()]
+        return images, sorted(os.path.basename(uri) for page in pages for uri in page.other_files)
+
+    assert found() == (["a/x/1.jpg", "a/x/2.png", "a/y/3.jpg", "b/4.jpg"], ["notes.txt", "raw.dat"])
+    assert found(limit=2)[0] == ["a/x/1.jpg", "a/x/2.png"]
+    assert found(pick=Pick(exclude=["x/*"]))[0] == ["a/y/3.jpg", "b/4.jpg"]
+    assert found(pick=Pick(include=["*.jpg", "*.dat"], exclude=["*/3*"])) == (
+        ["a/raw.dat", "a/x/1.jpg", "b/4.jpg"], ["2.png", "3.jpg", "notes.txt"],
+    )  # fmt: skip
+    with pytest.raises(UserError, match="found none among 5 files"):
+        found(pick=Pick(include=["*.gif"]))
+
+
+def test_a_text_file_names_images(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\n\n/x/b c.webp\r\ns3://bucket/d\n")
+    uris = [uri for (uri,) in rows(manifest.list_images(str(tmp_path / "list.txt")), "uri")]
+    assert uris == [f"{tmp_path}/a.jpg", "/x/b c.webp", "s3://bucket/d"]
+
+
+INVENTORY = {
+    "key": ["in/a b.jpg", "in/c%20d+e.jpg", "in/old.jpg", "in/gone.jpg", "in/notes.txt", "in/"],
+    "size": [10, 20, 30, 0, 5, 0],
+    "e_tag": ["e1", "e2", "e3", None, "e5", "e6"],
+    "last_modified_date": ["2026-01-02T03:04:05.000Z"] * 6,
+    "is_latest": [True, True, False, True, True, True],
+    "is_delete_marker": [False, False, False, True, False, False],
+}
+
+
+@pytest.mark.parametrize("kind", ["CSV", "Parquet"])
+def test_an_s3_inventory_names_images(tmp_path, kind):
+    import gzip
+    import json
+    from urllib.parse import quote_plus
+
+    data = tmp_path / "dest" / "bucket" / "daily" / "data"
+    data.mkdir(parents=True)
+    content = {"sourceBucket": "bucket", "fileFormat": kind, "version": "2016-11-30"}
+    if kind == "CSV":
+        content["fileSchema"] = "Bucket, Key, VersionId, IsLatest, IsDeleteMarker, Size, LastModifiedDate, ETag"
+        lines = [
+            f'"bucket","{quote_plus(key, safe="/")}","v","{str(latest).lower()}","{str(gone).lower()}","{size}",'
+            f'"{date}","{tag or ""}"\n'
+            for key, size, tag, date, latest, gone in zip(*INVENTORY.values(), strict=True)
+        ]
+        (data / "1.csv.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    else:
+        dates = pa.array(INVENTORY["last_modified_date"]).cast(pa.timestamp("ms", "UTC"))
+        pq.write_table(
+            pa.table(INVENTORY | {"last_modified_date": dates, "bucket": ["bucket"] * 6}), data / "1.parquet"
+        )
+    content["files"] = [{"key": f"bucket/daily/data/{name}"} for name in os.listdir(data)]
+    place = tmp_path / "dest" / "bucket" / "daily" / "2026-01-03T01-00Z" / "manifest.json"
+    place.parent.mkdir()
+    place.write_text(json.dumps(content))
+    found = manifest.list_images(str(place))
+    assert rows(found, "uri", "num_bytes", "etag") == [
+        ("s3://bucket/in/a b.jpg", 10, "e1"),
+        ("s3://bucket/in/c%20d+e.jpg", 20, "e2"),
+    ]
+    assert found.table["mtime"][0].as_py().isoformat() == "2026-01-02T03:04:05+00:00"
+    assert list(found.other_files) == ["s3://bucket/in/notes.txt"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "no json", '{"sourceBucket": "b", "fileFormat": "ORC", "files": []}'])
+def test_a_file_that_is_no_inventory_is_named(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest\.json (must|is in orc)"):
+        manifest.list_images(str(tmp_path / "manifest.json"))
+
+
+def test_names_that_are_not_utf_8_are_listed_and_fetched(tmp_path):
+    from deepfake_ray.fetch import fetch
+
+    names = [b"caf\xe9.jpg", b"a\\xe9.jpg"]  # the second has the four characters \xe9 in its name
+    for number, name in enumerate(names):
+        (tmp_path / os.fsdecode(name)).write_bytes(bytes([number]))
+    uris = [uri for (uri,) in rows(manifest.list_images(str(tmp_path)), "uri")]
+    assert uris == [f"{tmp_path}/a\\xe9.jpg", f"{tmp_path}/caf\\xe9.jpg"]
+    assert [fetch(uri, 10) for uri in uris] == [b"\1", b"\0"]
+
+
+def test_links_that_lead_back_end(tmp_path):
+    folder = make(tmp_path, "d/a.jpg", "e/b.jpg")
+    (tmp_path / "d" / "up").symlink_to(tmp_path)
+    (tmp_path / "d" / "side").symlink_to(tmp_path / "e")
+    found = [uri.removeprefix(folder) for (uri,) in rows(manifest.list_images(folder), "uri")]
+    assert found == ["/d/a.jpg", "/d/side/b.jpg", "/e/b.jpg"]
 
 
 def test_hash_names_the_set_of_images(tmp_path):
