@@ -1,12 +1,18 @@
 """The jobs on one local Ray of 2 CPUs."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -199,30 +205,89 @@ def test_too_many_errors_stop_the_run(trained, tmp_path):
         score(images=tmp_path / "images", model=trained / "model", output=tmp_path / "o")
 
 
-def test_resume_scores_what_is_left(trained, sample_folder, tmp_path):
-    options = {
-        "images": sample_folder / "Test",
-        "model": trained / "model",
-        "output": tmp_path / "o",
-        "batch_size": 4,
-    }
-    score(**options)
-    whole = read(tmp_path / "o")
-    (tmp_path / "o" / "_SUCCESS").unlink()
-    for part in parts[1::2]:
-        part.unlink()
-    kept = parts[0].stat().st_mtime_ns
+def start_job(job, *flags):
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+
+
+def kill_when(process, condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+
+def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_path, monkeypatch):
+    """kill -9 of the driver in mid-run; then exactly the rows of a run that was never killed, some of them kept."""
+    from deepfake_ray import parts
+
+    options = {"images": sample_folder, "model": trained / "model", "batch_size": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    score(**options, output=whole)
+    assert [path.name for path in (whole / "predictions").iterdir()] == ["part-00000.parquet"]
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    job = start_job("score", *flags, "--output", cut)
+    kill_when(job, lambda: len(list((cut / "chunks").glob("chunk-*"))) >= 3)
+    (cut / "predictions").mkdir()
+    (cut / "predictions" / ".0123.tmp").write_bytes(b"what a killed writer leaves")
+    assert not (cut / "_SUCCESS").exists()
     with pytest.raises(UserError, match="output must be empty.*--resume"):
-        score(**options)
+        score(**options, output=cut)
     with pytest.raises(UserError, match="threshold was 'balanced' and is now 'default'"):
-        score(**options, resume=True, threshold="default")
-    score(**options, resume=True)
-    again = read(tmp_path / "o")
-    assert again.drop(["scored_at"]) == whole.drop(["scored_at"])
-    assert parts[0].stat().st_mtime_ns == kept
-    before = parts[1].stat().st_mtime_ns
-    assert score(**options, resume=True)["num_images"] == 80  # finished: nothing is done
-    assert parts[1].stat().st_mtime_ns == before
+        score(**options, output=cut, resume=True, threshold="default")
+    with pytest.raises(UserError, match="images was .*sample.* and is now"):
+        score(**{**options, "images": sample_folder / "Test"}, output=cut, resume=True)
+    resumed_at = datetime.now(UTC)
+    monkeypatch.setattr(parts, "ROWS_PER_PART", 100)
+    run = score(**options, output=cut, resume=True)
+    names = sorted(os.listdir(cut / "predictions"))
+    assert names == [f"part-{i:05d}.parquet" for i in range(len(names))]
+    assert len(names) >= 5
+    assert not (cut / "chunks").exists()
+    rows, expected = read(cut), read(whole)
+    assert rows.drop(["scored_at", "run_id"]) == expected.drop(["scored_at", "run_id"])
+    assert run["num_images"] == len(rows) == len(set(rows["uri"].to_pylist())) == 560
+    kept = [when < resumed_at for when in rows["scored_at"].to_pylist()]
+    assert 6 <= sum(kept) < 560
+    before = {name: (cut / "predictions" / name).stat().st_mtime_ns for name in names}
+    assert score(**options, output=cut, resume=True)["num_images"] == 560  # finished: nothing is done
+    assert {name: (cut / "predictions" / name).stat().st_mtime_ns for name in names} == before
+
+
+def scorer_processes():
+    """(pid of the Ray worker, pid of the process it scores in)."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if b"_serve(" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append((int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]), int(pid)))
+    return found
+
+
+@pytest.mark.parametrize("victim", ["worker", "process"])
+def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim):
+    """kill -9 of an actor, or of the process that it scores in, in mid-run; the run ends with every row."""
+    output = tmp_path / "o"
+    killed = []
+
+    def kill():
+        while not (output / "chunks").exists() or len(os.listdir(output / "chunks")) < 2:
+            time.sleep(0.01)
+        pid = scorer_processes()[0][0 if victim == "worker" else 1]
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    run = score(images=sample_folder, model=trained / "model", output=output, batch_size=2)
+    thread.join()
+    assert killed
+    assert (run["num_ok"], run["num_errors"]) == (560, 0)
+    assert len(set(read(output)["uri"].to_pylist())) == 560
 
 
 def test_one_image_and_a_limit(trained, sample_folder, tmp_path):
@@ -236,8 +301,6 @@ def test_all_actors_work(trained, sample_folder, tmp_path):
     """A manifest is small; Ray would make one block of it, and one actor would do everything."""
     run = score(images=sample_folder / "Train", model=trained / "model", output=tmp_path / "o", batch_size=8)
     assert run["num_images"] == 400
-    parts = list((tmp_path / "o" / "predictions").iterdir())
-    assert 16 <= len(parts) <= 64
 
 
 def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folder, tmp_path):
@@ -307,8 +370,6 @@ def test_a_mistake_exits_with_2_and_one_clear_line(tmp_path):
 
 def test_a_killed_training_goes_on_with_resume(ray_2_cpus, sample_folder, tmp_path):
     """kill -9 of the driver after the second epoch; the resumed history is that of a run that was never killed."""
-    import signal
-    import time
 
     def history(output):
         rows = list(csv.DictReader(open(output / "history.csv")))
@@ -317,16 +378,8 @@ def test_a_killed_training_goes_on_with_resume(ray_2_cpus, sample_folder, tmp_pa
     flags = ["--data", sample_folder, "--epochs", "5", "--global-batch-size", "20"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run_job("train", *flags, "--output", whole).returncode == 0
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, str(ROOT / "jobs" / "train.py"), *map(str, flags), "--output", str(cut)]
-    driver = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (cut / "history.csv").exists() or len(history(cut)) < 2:
-        assert time.monotonic() < deadline
-        assert driver.poll() is None
-        time.sleep(0.05)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
+    job = start_job("train", *flags, "--output", cut)
+    kill_when(job, lambda: (cut / "history.csv").exists() and len(history(cut)) >= 2)
     assert not (cut / "_SUCCESS").exists()
     refused = run_job("train", *flags, "--output", cut)
     assert refused.returncode == 2

@@ -1,0 +1,73 @@
+import os
+import time
+
+import pytest
+
+from deepfake_ray.isolation import Isolated, WorkerDiedError
+
+
+@pytest.fixture
+def fragile(tmp_path):
+    worker = Isolated("workers:Fragile", str(tmp_path), timeout_s=1)
+    yield worker
+    worker.close()
+
+
+def test_work_is_done_elsewhere(fragile):
+    assert fragile(["a", "b"]) == ["A", "B"]
+    assert fragile(["c"]) == ["C"]
+
+
+def test_a_crash_costs_its_item_only(fragile):
+    assert fragile(["a", "crash", "b", "crash", "c"]) == [
+        "A", "crashed the decoder's process (SIGSEGV), twice", "B",
+        "crashed the decoder's process (SIGSEGV), twice", "C",
+    ]  # fmt: skip
+    assert fragile(["d"]) == ["D"]
+
+
+def test_a_hang_costs_its_item_only(fragile):
+    assert fragile(["a", "hang", "b"]) == ["A", "took longer than 1 s", "B"]
+
+
+def test_one_death_proves_nothing(fragile):
+    """A process that is killed from outside was at some item: trying that one again clears it."""
+    assert fragile(["a", "once", "b"]) == ["A", "ONCE", "B"]
+
+
+def test_errors_come_through_and_the_worker_lives(fragile):
+    with pytest.raises(KeyError, match="an ordinary one") as caught:
+        fragile(["error"])
+    assert "workers.py" in caught.value.__notes__[0]
+    assert fragile(["a"]) == ["A"]
+    with pytest.raises(ValueError, match="no such folder"):
+        Isolated("workers:Fragile", "refuse")
+
+
+def test_deaths_without_a_suspect_end(fragile):
+    with pytest.raises(WorkerDiedError, match="died 3 times, the last time of exit status 3"):
+        fragile(["die"])
+
+
+def test_the_process_ends_with_its_parent(tmp_path):
+    """A killed parent's process must not work on beside that of the resumed run."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    code = (
+        "from deepfake_ray.isolation import Isolated\n"
+        f"w = Isolated('workers:Fragile', {str(tmp_path)!r})\n"
+        "print(w._process.pid, flush=True)\n"
+        "w(['hang'])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    child = int(parent.stdout.readline())
+    assert os.path.exists(f"/proc/{child}")
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{child}") and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,131 @@
+"""Scoring chunks without Ray."""
+
+import os
+from collections import Counter
+from contextlib import nullcontext
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+import torch
+
+from deepfake_ray import bundle, manifest, models
+from deepfake_ray.errors import ImageError
+from deepfake_ray.images import Limits, Preparation
+from deepfake_ray.isolation import Isolated, Items
+from deepfake_ray.scorer import ChunkScorer, ScorerSpec, chunk_file
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    place = str(tmp_path_factory.mktemp("bundle"))
+    torch.manual_seed(0)
+    arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}
+    thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
+    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds=thresholds)
+    bundle.save(place, spec, arrays)
+    return place
+
+
+def jpeg(seed):
+    return simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def scorer_spec(model, folder, **options):
+    return ScorerSpec(
+        **{
+            "model": model, "chunks": str(folder / "chunks"), "threshold": 0.5, "batch_size": 4, "precision": "fp32",
+            "limits": Limits(max_bytes=10**7, max_pixels=10**8), "image_timeout_s": 2.0, "max_error_share": 0.5,
+            "use_gpu": False, "num_threads": 1, "run_id": "test", **options,
+        }
+    )  # fmt: skip
+
+
+def listed(folder, files):
+    """Write the files and a manifest of them; its chunks."""
+    (folder / "images").mkdir()
+    for name, data in files.items():
+        (folder / "images" / name).write_bytes(data)
+    manifest.write(manifest.list_images(str(folder / "images")), str(folder / "manifest"))
+    return manifest.chunks(str(folder / "manifest"), rows_per_chunk=5)
+
+
+def rows_of(spec, chunks):
+    found = {}
+    for chunk in chunks:
+        for row in pq.read_table(chunk_file(spec.chunks, chunk.index)).to_pylist():
+            found[os.path.basename(row["uri"])] = row
+    return found
+
+
+def test_the_same_bytes_get_the_same_score_wherever_they_lie(model, tmp_path):
+    """Also as the only image of a last batch, and among broken ones."""
+    files = {f"{i:02d}.jpg": jpeg(i) for i in range(11)} | {"03.jpg": b"broken"}
+    files |= {"20.jpg": jpeg(0), "21.jpg": jpeg(1), "22.jpg": b"", "23.jpg": jpeg(0)}
+    chunks = listed(tmp_path, files)
+    assert [chunk.num_rows for chunk in chunks] == [5, 5, 5]
+    spec = scorer_spec(model, tmp_path)
+    scorer = ChunkScorer(spec)
+    for chunk in chunks:
+        scorer(chunk, Items(lambda _: nullcontext()))
+    rows = rows_of(spec, chunks)
+    assert rows["00.jpg"]["logit"] == rows["20.jpg"]["logit"] == rows["23.jpg"]["logit"]
+    assert rows["01.jpg"]["logit"] == rows["21.jpg"]["logit"] != rows["00.jpg"]["logit"]
+    assert (rows["03.jpg"]["error_code"], rows["22.jpg"]["error_code"]) == ("not_an_image", "empty")
+
+
+@pytest.fixture
+def bad_decoder(tmp_path, monkeypatch):
+    """A decoder that dies and hangs: put into the scorer's process by Python's own start-up hook."""
+    folder = tmp_path / "hook"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, signal, time, simplejpeg\n"
+        "good = simplejpeg.decode_jpeg_header\n"
+        "def bad(data, *more, **options):\n"
+        "    if b'CRASH' in data: os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "    if b'HANG' in data: time.sleep(60)\n"
+        "    return good(data, *more, **options)\n"
+        "simplejpeg.decode_jpeg_header = bad\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+def test_a_decoder_that_crashes_or_hangs_costs_one_image(model, tmp_path, bad_decoder, num_threads):
+    files = {f"{i}.jpg": jpeg(i) for i in range(5)}
+    files["1.jpg"] += b"CRASH"
+    files["3.jpg"] += b"HANG"
+    (chunk,) = listed(tmp_path, files)
+    # On a GPU threads decode; here the model's device does not matter.
+    spec = scorer_spec(model, tmp_path, num_threads=num_threads)
+    scorer = Isolated(f"workers:{'threaded' if num_threads > 1 else 'single'}_scorer", spec, num_slots=16, timeout_s=2)
+    report = scorer(chunk)
+    scorer.close()
+    assert report.errors_by_code == Counter(decoder_crashed=1, timeout=1)
+    rows = rows_of(spec, [chunk])
+    assert rows["1.jpg"]["error_code"] == "decoder_crashed"
+    assert rows["1.jpg"]["error_message"] == "crashed the decoder's process (SIGSEGV), twice"
+    assert (rows["3.jpg"]["error_code"], rows["3.jpg"]["error_message"]) == ("timeout", "took longer than 2 s")
+    assert [rows[f"{i}.jpg"]["status"] for i in (0, 2, 4)] == ["ok"] * 3
+
+
+def test_a_storage_that_always_fails_is_given_up(model, tmp_path, monkeypatch):
+    from deepfake_ray import loading
+    from deepfake_ray.errors import ErrorCode
+
+    table = tmp_path / "list.txt"
+    table.write_text("".join(f"s3://bucket/{i}.jpg\n" for i in range(3000)))
+    manifest.write(manifest.list_images(str(table)), str(tmp_path / "manifest"))
+    (chunk,) = manifest.chunks(str(tmp_path / "manifest"), rows_per_chunk=8192)
+
+    def forbidden(uri, *_):
+        raise ImageError(ErrorCode.FORBIDDEN, "InvalidAccessKeyId")
+
+    monkeypatch.setattr(loading, "fetch", forbidden)
+    spec = scorer_spec(model, tmp_path)
+    report = ChunkScorer(spec)(chunk, Items(lambda _: nullcontext()))
+    assert (report.is_written, report.num_images, report.errors_by_code) == (False, 1000, Counter(forbidden=1000))
+    assert report.example.endswith("forbidden: InvalidAccessKeyId")
+    assert not os.path.exists(chunk_file(spec.chunks, 0))

@@ -1,0 +1,55 @@
+"""Workers for test_isolation.py: they run in processes of their own, and do there what a bad decoder does."""
+
+import os
+import signal
+import time
+
+
+class Fragile:
+    """Works on lists of words; the words `crash` and `hang` are fatal, `once` only the first time."""
+
+    def __init__(self, folder):
+        if folder == "refuse":
+            raise ValueError("no such folder")
+        self.folder = folder
+
+    def __call__(self, words, items):
+        done = {}
+        for position in [*items.suspects, *range(len(words))]:
+            if position in items.given_up:
+                continue
+            with items.at(position):
+                done[position] = self.work(words[position])
+        if "die" in words:
+            os._exit(3)
+        return [items.given_up.get(position) or done[position] for position in range(len(words))]
+
+    def work(self, word):
+        if word == "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if word == "hang":
+            time.sleep(60)
+        if word == "once":
+            mark = os.path.join(self.folder, "once")
+            if not os.path.exists(mark):
+                open(mark, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+        if word == "error":
+            raise KeyError("an ordinary one")
+        return word.upper()
+
+
+def single_scorer(spec):
+    """A scorer as it is."""
+    from deepfake_ray.scorer import ChunkScorer
+
+    return ChunkScorer(spec)
+
+
+def threaded_scorer(spec):
+    """A scorer that decodes with threads, as beside a GPU."""
+    from dataclasses import replace
+
+    scorer = single_scorer(spec)
+    scorer._loader = replace(scorer._loader, num_threads=spec.num_threads)
+    return scorer
