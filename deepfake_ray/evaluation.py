@@ -63,9 +63,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     report_text = metrics.classification_report(labels, p_fake, at)
     pictures = report.figures(labels, logits, p_fake, result)
     storage.write_json(storage.join(output, "metrics.json"), result)
-    sink = pa.BufferOutputStream()
-    pq.write_table(tidy(result), sink, compression="zstd")
-    storage.write_bytes(storage.join(output, "metrics.parquet"), sink.getvalue())
+    with storage.new_file(storage.join(output, "metrics.parquet")) as path:
+        pq.write_table(tidy(result), path, compression="zstd")
     storage.write_bytes(storage.join(output, "classification_report.txt"), report_text.encode())
     for name, data in pictures.items():
         storage.write_bytes(storage.join(output, "figures", f"{name}.png"), data)

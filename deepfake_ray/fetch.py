@@ -73,12 +73,12 @@ def _fetch_remote(uri: str, max_bytes: int, timeout_s: float) -> bytes:
         raise ImageError(ErrorCode.NOT_FOUND, "no such object") from error
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
         raise ImageError(ErrorCode.FORBIDDEN, _said(error)) from error
-    except exceptions.BaseError as error:
+    except (exceptions.BaseError, ValueError) as error:
         raise ImageError(_code_of(str(error)), _said(error)) from error
 
 
-_OBSTORE_PATH = re.compile(r"(?!\.{1,2}(/|$))[^/]+(/(?!\.{1,2}(/|$))[^/]+)*")
-"""Keys that obstore takes: no empty, `.` or `..` segment."""
+_OBSTORE_PATH = re.compile(r"(?!\.{1,2}(/|$))[^/\0-\x1f\x7f]+(/(?!\.{1,2}(/|$))[^/\0-\x1f\x7f]+)*")
+"""Keys that obstore takes: no control characters; no empty, `.` or `..` segment."""
 
 
 def _code_of(text: str) -> ErrorCode:

@@ -234,7 +234,10 @@ def scored_chunks(chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement:
         for row in done.iter_rows():
             yield row["report"]
     except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None) or error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         raise JobError(
-            f"a scorer failed: {storage.first_line(cause)}; what it had written stays, and --resume goes on from there"
+            f"a scorer failed: {type(cause).__name__}: {storage.first_line(cause)}; what is written stays, and "
+            "--resume goes on from there"
         ) from error

@@ -5,6 +5,7 @@ them is percent-decoded, so `#`, `?`, `%` and spaces in a name are part of the n
 """
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow.fs as pafs
 
@@ -129,7 +130,7 @@ def _unreachable(uri: str, error: Exception) -> str:
     )
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library's error says, short enough for a message of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
@@ -175,7 +176,31 @@ def read_bytes(uri: str) -> bytes:
         raise OSError(first_line(error)) from error
 
 
-def open_file(uri: str) -> Any:
+class _RemoteFile(io.RawIOBase):
+    """What obstore's reader lacks of a Python file."""
+
+    def __init__(self, reader: Any):
+        self._reader = reader
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._reader.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._reader.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        data = bytes(self._reader.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def open_file(uri: str) -> IO[bytes]:
     """A file to read and seek in; failures on a remote store's side are tried again for `OUTAGE`."""
     uri = absolute(uri)
     if is_local(uri):
@@ -183,7 +208,7 @@ def open_file(uri: str) -> Any:
     import obstore
 
     bucket, key = split_uri(uri)
-    return obstore.open_reader(object_store(bucket), key)
+    return io.BufferedReader(_RemoteFile(obstore.open_reader(object_store(bucket), key)))
 
 
 @contextlib.contextmanager

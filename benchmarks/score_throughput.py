@@ -1,0 +1,127 @@
+"""Scoring against the limit: a bare loop, a process for each core, that reads, decodes and forwards the same images
+with the same model and precision, and does nothing else. One after the other, several times, in one run.
+
+    python benchmarks/score_throughput.py --images FOLDER --arch cnn --image-size 128
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def make_bundle(place, arch, image_size):
+    """Random weights: speed does not depend on them."""
+    import torch
+
+    from deepfake_ray import bundle, models
+    from deepfake_ray.images import Preparation
+
+    torch.manual_seed(0)
+    arrays = {key: value.numpy() for key, value in models.build(arch).state_dict().items()}
+    thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
+    spec = bundle.Spec(
+        arch=arch, preparation=Preparation(image_size=image_size), temperature=1.0, thresholds=thresholds
+    )
+    bundle.save(place, spec, arrays)
+
+
+def _bare_loop(model, paths, batch_size, barrier, times):
+    import numpy as np
+
+    from deepfake_ray.images import Limits, decode, prepare
+    from deepfake_ray.inference import Predictor
+
+    predictor = Predictor(model, num_threads=1)
+    preparation = predictor.spec.preparation
+    limits = Limits(max_bytes=10**8, max_pixels=10**8)
+    size = preparation.image_size
+    batch = np.zeros((batch_size, size, size, 3), np.uint8)
+    barrier.wait()
+    started = time.time()
+    filled = 0
+    for path in paths:
+        with open(path, "rb") as file:
+            batch[filled] = prepare(decode(file.read(), limits).pixels, preparation)
+        filled += 1
+        if filled == batch_size:
+            predictor.logits(batch)
+            filled = 0
+    if filled:
+        predictor.logits(batch)
+    times.put((started, time.time()))
+
+
+def limit(model, paths, batch_size):
+    """Images/s of the bare loop."""
+    context = multiprocessing.get_context("spawn")
+    cores = os.cpu_count()
+    barrier, times = context.Barrier(cores), context.Queue()
+    loops = [
+        context.Process(target=_bare_loop, args=(model, paths[i::cores], batch_size, barrier, times))
+        for i in range(cores)
+    ]
+    for loop in loops:
+        loop.start()
+    found = [times.get() for _ in loops]
+    for loop in loops:
+        loop.join()
+    return len(paths) / (max(end for _, end in found) - min(start for start, _ in found))
+
+
+def job(images, model, output, *flags):
+    """run.json of the scoring job, and the seconds from the command to the first rows."""
+    command = [sys.executable, str(ROOT / "jobs" / "score.py"), "--images", images, "--model", model,
+               "--output", output, *flags]  # fmt: skip
+    started = time.time()
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    first = None
+    while process.poll() is None and first is None:
+        written = [*Path(output).glob("chunks/chunk-*"), *Path(output).glob("predictions/part-*")]
+        first = time.time() - started if written else None
+        time.sleep(0.02)
+    _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(said)
+    return json.loads((Path(output) / "run.json").read_text()), first
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--images", required=True)
+    parser.add_argument("--arch", default="cnn")
+    parser.add_argument("--image-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--limit", type=int, help="use so many images")
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    paths = sorted(str(path) for path in Path(arguments.images).rglob("*.jpg"))[: arguments.limit]
+    with tempfile.TemporaryDirectory() as scratch:
+        model = f"{scratch}/model"
+        make_bundle(model, arguments.arch, arguments.image_size)
+        Path(scratch, "list.txt").write_text("\n".join(paths))
+        rows = []
+        for repeat in range(arguments.repeats):
+            bare = limit(model, paths, arguments.batch_size)
+            run, first = job(
+                f"{scratch}/list.txt", model, f"{scratch}/{repeat}", f"--batch-size={arguments.batch_size}"
+            )
+            rows.append((bare, run["images_per_s"], first))
+            print(f"limit {bare:7.1f}  job {run['images_per_s']:7.1f}  ratio {run['images_per_s'] / bare:.3f}  "
+                  f"first rows after {first:.1f} s", flush=True)  # fmt: skip
+        ratios = [job_ / bare for bare, job_, _ in rows]
+        print(f"{arguments.arch} {arguments.image_size} px, {len(paths)} images: median ratio "
+              f"{statistics.median(ratios):.3f}, limit {statistics.median(row[0] for row in rows):.1f}, job "
+              f"{statistics.median(row[1] for row in rows):.1f} images/s")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
