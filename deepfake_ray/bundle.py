@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from deepfake_ray import storage
 from deepfake_ray.errors import UserError
@@ -23,6 +23,11 @@ SPEC = "model.json"
 CARD = "MODEL_CARD.md"
 
 Arrays = dict[str, NDArray[Any]]
+
+
+def p_fake_of(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
+    """sigmoid(logit / temperature), without overflow."""
+    return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64) / temperature))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,8 +122,8 @@ class _ScoringConfig:
 
     model: str
     """The bundle: the directory or URI that training wrote as OUTPUT/model."""
-    batch_size: int = 64
-    """Images a forward pass."""
+    batch_size: int | None = None
+    """Images a forward pass. Default: 64 on a GPU; 16 on a CPU, whose caches hold no more."""
     threshold: str = "balanced"
     """An image is called fake from this p_fake on: default (.5), balanced, fpr_1, fpr_5 (chosen on the model's
     validation split), or a number between 0 and 1."""

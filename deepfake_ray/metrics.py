@@ -5,17 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, log_expit
+from scipy.special import log_expit
 from sklearn import metrics as sk
 
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 FloatArray = NDArray[np.float64]
-
-
-def p_fake_of(logits: ArrayLike, temperature: float) -> FloatArray:
-    """sigmoid(logit / temperature), float64."""
-    return np.asarray(expit(np.asarray(logits, np.float64) / temperature))
 
 
 def at_threshold(labels: ArrayLike, p_fake: ArrayLike, threshold: float) -> dict[str, Any]:

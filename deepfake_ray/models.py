@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from deepfake_ray.errors import UserError
@@ -95,6 +94,8 @@ def build(arch: str, num_classes: int = len(CLASSES)) -> nn.Module:
     """
     if arch == CNN:
         return BasicCnn(num_classes)
+    import torchvision  # takes as long as torch, and the CNN does without
+
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
         raise UserError(
@@ -116,6 +117,8 @@ def native_size(arch: str) -> int:
     """The image side in pixels that the arch's ImageNet weights were evaluated at (cnn: 128)."""
     if arch == CNN:
         return CNN_SIZE
+    import torchvision
+
     crop = torchvision.models.get_model_weights(arch).DEFAULT.transforms().crop_size
     return int(crop[0])
 

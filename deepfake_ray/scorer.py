@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, manifest, metrics, schema, storage
+from deepfake_ray import bundle, manifest, schema, storage
+from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.errors import OF_THE_STORAGE, ErrorCode, ImageError
 from deepfake_ray.images import Limits
 from deepfake_ray.isolation import Items
@@ -73,6 +74,7 @@ class ChunkScorer:
     def __init__(self, spec: ScorerSpec):
         from deepfake_ray.inference import Predictor  # imports torch, which the driver does without
 
+        keep_freed_memory()
         self._spec = spec
         self._predictor = Predictor(
             spec.model,
@@ -181,7 +183,7 @@ def predictions(
 ) -> pa.Table:
     """One row of `schema.PREDICTIONS` for each row of the manifest, in the same order."""
     failed = np.array([image.error is not None for image in images])
-    p_fake = metrics.p_fake_of(logits, model.temperature).astype(np.float32)
+    p_fake = bundle.p_fake_of(logits, model.temperature).astype(np.float32)
     called = np.where(p_fake >= spec.threshold, schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
 
     def known(values: NDArray[Any]) -> pa.Array:

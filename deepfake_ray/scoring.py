@@ -29,6 +29,7 @@ from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, Report, ScorerSpec
 from deepfake_ray.session import check_places, cluster_nodes
 
 RUN = "run.json"
+GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 16
 CHUNKS_PER_ACTOR = 16
 """Wanted: few enough to cost nothing, many enough to keep all actors busy to the end."""
 PIXELS_PER_CHUNK = 1024 * 224 * 224
@@ -155,8 +156,9 @@ def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> ma
         raise
 
 
-def _sizes(num_images: int, batch_size: int, placement: ScoringPlacement, model: bundle.Spec) -> tuple[int, int]:
+def _sizes(num_images: int, batch_size: int | None, placement: ScoringPlacement, model: bundle.Spec) -> tuple[int, int]:
     """Images a forward pass, and a chunk: whole batches, so that only the last pass may have empty places."""
+    batch_size = batch_size or (GPU_BATCH_SIZE if placement.use_gpu else CPU_BATCH_SIZE)
     share = ceil(num_images / placement.num_actors)
     if share < batch_size:
         return share, share

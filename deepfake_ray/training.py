@@ -294,7 +294,7 @@ def _write_bundle(
         with np.load(Path(folder, VALIDATION_FILE)) as validation:
             logits, labels = validation["logits"], validation["labels"]
     temperature = metrics.fit_temperature(labels, logits)
-    p_fake = metrics.p_fake_of(logits, temperature)
+    p_fake = bundle.p_fake_of(logits, temperature)
     at_half = metrics.at_threshold(labels, p_fake, 0.5)
     figures = {
         **metrics.threshold_free(labels, logits, temperature),

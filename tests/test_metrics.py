@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from deepfake_ray import metrics
+from deepfake_ray import bundle, metrics
 
 # Eight images; at threshold .5: TN 3, FP 1, FN 1, TP 3... scores chosen so that every count can be read off.
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
@@ -64,7 +64,7 @@ def test_temperature_is_recovered():
 
 
 def test_p_fake_divides_by_the_temperature():
-    assert metrics.p_fake_of([2 * math.log(3)], 2.0)[0] == pytest.approx(0.75)
+    assert bundle.p_fake_of([2 * math.log(3)], 2.0)[0] == pytest.approx(0.75)
 
 
 def test_thresholds_keep_their_promises():
