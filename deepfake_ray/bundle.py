@@ -26,8 +26,9 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def p_fake_of(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """sigmoid(logit / temperature), without overflow."""
-    return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64) / temperature))
+    """sigmoid(logit / temperature), without overflow; NaN for NaN."""
+    with np.errstate(invalid="ignore"):
+        return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64) / temperature))
 
 
 @dataclass(frozen=True, kw_only=True)

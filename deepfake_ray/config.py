@@ -163,6 +163,9 @@ class ScoreConfig(_ScoringConfig, JobConfig):
     matches one is scored, whatever its suffix. Default: what has an image's suffix or none."""
     exclude: tuple[str, ...] = ()
     """Glob patterns like those of --include; what matches one is not scored."""
+    skip_known: str | None = None
+    """Output of an earlier run: its scores by the same model are taken over for images whose etag, or size and time,
+    are the same in the listing, which are not fetched then, and for bytes that are the same, which are not decoded."""
 
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from deepfake_ray.errors import ImageError
@@ -54,7 +54,7 @@ class Loader:
     preparation: Preparation
     num_threads: int = 1
     timeout_s: float = REQUEST_TIMEOUT_S
-    recall: Callable[[str], Loaded | None] = lambda _: None
+    recall: Callable[[str], Loaded | None] | None = None
 
     def load_all(
         self, uris: Sequence[str], watch: Callable[[int], AbstractContextManager[None]] = _unwatched
@@ -90,9 +90,9 @@ class Loader:
         if isinstance(data, ImageError):
             return Loaded(error=data)
         sha256 = hashlib.sha256(data).hexdigest()
-        known = self.recall(sha256)
+        known = None if self.recall is None else self.recall(sha256)
         if known is not None:
-            return replace(known, sha256=sha256, num_bytes=len(data))
+            return known
         try:
             image = decode(data, self.limits)
         except ImageError as error:

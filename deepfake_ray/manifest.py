@@ -265,9 +265,9 @@ class Writer:
         if not len(repeated):
             return
         seen: set[str] = set()  # few: different URIs of one hash are a matter of luck, as are they all
-        for uris in read_column(self._uri, "uri"):
-            suspects = np.isin(pd.util.hash_array(uris.to_numpy(zero_copy_only=False)), repeated)
-            for uri in uris.filter(pa.array(suspects)).to_pylist():
+        for rows in read_columns(self._uri, ["uri"]):
+            suspects = np.isin(pd.util.hash_array(rows["uri"].to_numpy()), repeated)
+            for uri in rows["uri"].filter(pa.array(suspects)).to_pylist():
                 if uri in seen:
                     raise _repeats(uri)
                 seen.add(uri)
@@ -290,14 +290,13 @@ def _parts(uri: str) -> list[str]:
     return [storage.join(uri, name) for name in storage.list_names(uri) if name.startswith("part-")]
 
 
-def read_column(uri: str, name: str) -> Iterator[pa.Array]:
-    """One column of a written manifest, a row group at a time."""
+def read_columns(uri: str, names: list[str]) -> Iterator[pa.Table]:
+    """Some columns of a written manifest, a row group at a time."""
     for part in _parts(uri):
-        fs, path = storage.filesystem(part)
-        with fs.open_input_file(path) as file:
+        with storage.open_file(part) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(group, columns=[name])[name].combine_chunks()
+                yield parquet.read_row_group(group, columns=names)
 
 
 # --- chunks

@@ -13,6 +13,7 @@ from deepfake_ray.errors import OF_THE_STORAGE
 from deepfake_ray.manifest import Chunk
 from deepfake_ray.scorer import chunk_file
 
+CHUNKS = "chunks"
 ROWS_PER_PART = 1_000_000
 """A file of some 100 MB: query engines like few large ones."""
 ROWS_PER_GROUP = 65_536
@@ -28,7 +29,7 @@ class Layout:
 
     def __init__(self, output: str, chunks: Sequence[Chunk]):
         self.predictions = storage.join(output, "predictions")
-        self.chunk_folder = storage.join(output, "chunks")
+        self.chunk_folder = storage.join(output, CHUNKS)
         self._chunks = chunks
         self._parts: list[list[int]] = []
         """The chunks of each part."""

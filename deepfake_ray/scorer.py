@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +18,7 @@ from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.errors import OF_THE_STORAGE, ErrorCode, ImageError
 from deepfake_ray.images import Limits
 from deepfake_ray.isolation import Items
+from deepfake_ray.known import Known
 from deepfake_ray.loading import Loaded, Loader
 
 if TYPE_CHECKING:
@@ -44,6 +46,8 @@ class ScorerSpec:
     use_gpu: bool
     num_threads: int
     run_id: str
+    known: str | None = None
+    """Of a file of `known.build`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,8 @@ class Report:
     index: int
     num_images: int
     """That were looked at."""
+    num_known: int = 0
+    """Of these, scores taken from an earlier run."""
     errors_by_code: Counter[str] = field(default_factory=Counter)
     example: str = ""
     """One of the errors."""
@@ -82,11 +88,13 @@ class ChunkScorer:
             precision=spec.precision,
             num_threads=1 if spec.use_gpu else spec.num_threads,
         )
+        self._known = None if spec.known is None else Known(spec.known)
         self._loader = Loader(
             limits=spec.limits,
             preparation=self._predictor.spec.preparation,
             num_threads=spec.num_threads if spec.use_gpu else 1,
             timeout_s=spec.image_timeout_s,
+            recall=None if self._known is None else self._known.by_sha256,
         )
 
     def __call__(self, chunk: manifest.Chunk, items: Items) -> Report:
@@ -94,7 +102,8 @@ class ChunkScorer:
         started_at = time.time()
         rows = manifest.read_chunk(chunk)
         uris = rows["uri"].to_pylist()
-        images, logits = self._score(uris, items)
+        known = {} if self._known is None else self._known.by_version(rows)
+        images, logits = self._score(uris, known, items)
         errors = [(uri, image.error) for uri, image in zip(uris, images, strict=False) if image.error is not None]
         is_written = len(images) == len(uris)
         if is_written:
@@ -104,6 +113,7 @@ class ChunkScorer:
         return Report(
             index=chunk.index,
             num_images=len(images),
+            num_known=sum(image.logit is not None for image in images),
             errors_by_code=Counter(str(error.code) for _, error in errors),
             example=f"{errors[-1][0]}: {errors[-1][1]}" if errors else "",
             is_written=is_written,
@@ -111,29 +121,34 @@ class ChunkScorer:
             ended_at=time.time(),
         )
 
-    def _score(self, uris: list[str], items: Items) -> tuple[list[Loaded], NDArray[np.float32]]:
+    def _score(
+        self, uris: list[str], known: Mapping[int, Loaded], items: Items
+    ) -> tuple[list[Loaded], NDArray[np.float32]]:
         """Everything known of each image, without pixels; and its logit, NaN where it could not be read.
 
         Ends early when the storage fails too often: wrong credentials must not yield a million error rows.
         """
         for position in items.suspects:
             list(self._loader.load_all([uris[position]], partial(_always, items.at(position))))
-        positions = [position for position in range(len(uris)) if position not in items.given_up]
+        given_up = {position: Loaded(error=_given_up(reason)) for position, reason in items.given_up.items()}
+        settled = {**known, **given_up}
+        positions = [position for position in range(len(uris)) if position not in settled]
         loaded = self._loader.load_all([uris[i] for i in positions], lambda i: items.at(positions[i]))
         batch = _Batch(self._predictor, self._spec.batch_size)
         images: list[Loaded] = []
+        logits = np.full(len(uris), np.nan, np.float32)
         num_failed = 0
         for position in range(len(uris)):
-            reason = items.given_up.get(position)
-            image = Loaded(error=_given_up(reason)) if reason else next(loaded)
+            image = settled[position] if position in settled else next(loaded)
             if image.pixels is not None:
                 batch.add(position, image.pixels)
                 image = replace(image, pixels=None)
+            elif image.logit is not None:
+                logits[position] = image.logit
             images.append(image)
             num_failed += image.error is not None and image.error.code in OF_THE_STORAGE
             if len(images) >= MIN_IMAGES_TO_STOP and num_failed > self._spec.max_error_share * len(images):
                 break
-        logits = np.full(len(uris), np.nan, np.float32)
         for position, logit in batch.finish():
             logits[position] = logit
         return images, logits

@@ -16,12 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from deepfake_ray import bundle, manifest, schema, storage
+from deepfake_ray import bundle, known, manifest, schema, storage
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.images import Limits
 from deepfake_ray.listing import Pick
-from deepfake_ray.parts import Layout
+from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import scored_chunks
 from deepfake_ray.placement import ScoringPlacement, plan_scoring
 from deepfake_ray.progress import Progress, duration, say
@@ -71,6 +71,8 @@ def score_manifest(
     started = time.monotonic()
     output = storage.absolute(config.output)
     run_uri, manifest_uri = storage.join(output, RUN), storage.join(output, "manifest")
+    known_uri = storage.join(output, CHUNKS, known.FILE)
+    skip_known = config.skip_known if isinstance(config, ScoreConfig) else None
     model = bundle.load_spec(config.model)
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
@@ -95,6 +97,9 @@ def score_manifest(
             "rows_per_chunk": rows_per_chunk,
             "config": config.to_json(),
         }
+        if skip_known is not None:
+            number = known.build(skip_known, model.model_id, known_uri)
+            say(f"{number:,} images of {skip_known} have a score of this model")
         # Written after the manifest: an output that has it has all that a resumed run needs.
         storage.write_json(run_uri, run)
     if run["num_other_files"]:
@@ -112,26 +117,28 @@ def score_manifest(
         use_gpu=placement.use_gpu,
         num_threads=placement.threads_per_actor,
         run_id=run["run_id"],
+        known=None if skip_known is None else known_uri,
     )
     left = layout.chunks_left()
     if resuming:
         num_left = sum(chunk.num_rows for chunk in left)
         say(f"resuming: {run['num_images'] - num_left:,} of {run['num_images']:,} images are scored already")
-    speed = _run(left, spec, placement, layout) if left else None
+    this_run = _run(left, spec, placement, layout) if left else {"images_per_s": None, "num_known": 0}
     layout.finish()
     counts = _count(layout.predictions, run["num_images"])
     wall_s = time.monotonic() - started
-    run |= {**counts, "images_per_s": speed, "wall_s": wall_s, "status": "finished"}
+    run |= {**counts, **this_run, "wall_s": wall_s, "status": "finished"}
     run["warnings"] = _warnings(counts)
     storage.write_json(run_uri, run)
     if not counts["num_ok"]:
         raise JobError(
             f"no image could be scored: {_by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
         )
-    rate = f" at {speed:,.0f} images/s" if speed else ""
+    rate = f" at {run['images_per_s']:,.0f} images/s" if left else ""
     say(
         f"{run['num_images']:,} images in {duration(wall_s)}{rate}: {counts['num_ok']:,} scored, "
         f"{counts['num_predicted']['fake']:,} of them called fake at p_fake >= {spec.threshold:.4f}"
+        + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
         + (f"; {counts['num_errors']:,} errors ({_by_code(counts['errors_by_code'])})" if counts["num_errors"] else "")
     )
     for warning in run["warnings"]:
@@ -167,17 +174,19 @@ def _sizes(num_images: int, batch_size: int | None, placement: ScoringPlacement,
     return batch_size, max(1, round(wanted / batch_size)) * batch_size
 
 
-def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement, layout: Layout) -> float:
-    """Score the chunks; returns images/s from the first batch to the last write."""
+def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement, layout: Layout) -> dict[str, Any]:
+    """Score the chunks; returns images/s, from the first batch to the last write, and how many were known."""
     started_at, ended_at = float("inf"), 0.0
+    num_known = 0
     watch = _ErrorWatch(spec.max_error_share)
     with Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress:
         for report in scored_chunks(chunks, spec, placement):
             started_at, ended_at = min(started_at, report.started_at), max(ended_at, report.ended_at)
+            num_known += report.num_known
             watch.add(report)
             layout.written(report.index)
             progress.update(watch.done, watch.errors.total())
-    return watch.done / max(ended_at - started_at, 1e-9)
+    return {"images_per_s": watch.done / max(ended_at - started_at, 1e-9), "num_known": num_known}
 
 
 class _ErrorWatch:

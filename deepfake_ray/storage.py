@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -259,13 +260,13 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 
 def local_copy(uri: str, folder: str) -> str:
-    """The path of a file on this machine: its own, or that of a copy in `folder`, made once."""
+    """The path of a file on this machine: its own, or that of a copy in `folder`."""
     uri = absolute(uri)
     if is_local(uri):
         return uri
-    path = os.path.join(folder, uri.replace("/", "_"))
-    if not os.path.exists(path):
-        write_bytes(path, read_bytes(uri))
+    path = os.path.join(folder, uri.rsplit("/", 1)[-1])
+    with open_file(uri) as source, open(path, "wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 22)
     return path
 
 

@@ -18,6 +18,23 @@ def sample_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A bundle of a CNN with random weights, for images of 32 px."""
+    import torch
+
+    from deepfake_ray import bundle, models
+    from deepfake_ray.images import Preparation
+
+    place = str(tmp_path_factory.mktemp("bundle"))
+    torch.manual_seed(0)
+    arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}
+    thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
+    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds=thresholds)
+    bundle.save(place, spec, arrays)
+    return place
+
+
+@pytest.fixture(scope="session")
 def ray_2_cpus():
     """One local Ray of 2 CPUs for the whole session: the smallest that must not deadlock."""
     import ray

@@ -4,68 +4,22 @@ import os
 from collections import Counter
 from contextlib import nullcontext
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import simplejpeg
-import torch
+from chunks import jpeg, listed, rows_of, scorer_spec
 
-from deepfake_ray import bundle, manifest, models
+from deepfake_ray import manifest
 from deepfake_ray.errors import ImageError
-from deepfake_ray.images import Limits, Preparation
 from deepfake_ray.isolation import Isolated, Items
-from deepfake_ray.scorer import ChunkScorer, ScorerSpec, chunk_file
+from deepfake_ray.scorer import ChunkScorer, chunk_file
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    place = str(tmp_path_factory.mktemp("bundle"))
-    torch.manual_seed(0)
-    arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}
-    thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
-    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds=thresholds)
-    bundle.save(place, spec, arrays)
-    return place
-
-
-def jpeg(seed):
-    return simplejpeg.encode_jpeg(np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-
-
-def scorer_spec(model, folder, **options):
-    return ScorerSpec(
-        **{
-            "model": model, "chunks": str(folder / "chunks"), "threshold": 0.5, "batch_size": 4, "precision": "fp32",
-            "limits": Limits(max_bytes=10**7, max_pixels=10**8), "image_timeout_s": 2.0, "max_error_share": 0.5,
-            "use_gpu": False, "num_threads": 1, "run_id": "test", **options,
-        }
-    )  # fmt: skip
-
-
-def listed(folder, files):
-    """Write the files and a manifest of them; its chunks."""
-    (folder / "images").mkdir()
-    for name, data in files.items():
-        (folder / "images" / name).write_bytes(data)
-    manifest.write(manifest.list_images(str(folder / "images")), str(folder / "manifest"))
-    return manifest.chunks(str(folder / "manifest"), rows_per_chunk=5)
-
-
-def rows_of(spec, chunks):
-    found = {}
-    for chunk in chunks:
-        for row in pq.read_table(chunk_file(spec.chunks, chunk.index)).to_pylist():
-            found[os.path.basename(row["uri"])] = row
-    return found
-
-
-def test_the_same_bytes_get_the_same_score_wherever_they_lie(model, tmp_path):
+def test_the_same_bytes_get_the_same_score_wherever_they_lie(untrained, tmp_path):
     """Also as the only image of a last batch, and among broken ones."""
     files = {f"{i:02d}.jpg": jpeg(i) for i in range(11)} | {"03.jpg": b"broken"}
     files |= {"20.jpg": jpeg(0), "21.jpg": jpeg(1), "22.jpg": b"", "23.jpg": jpeg(0)}
     chunks = listed(tmp_path, files)
     assert [chunk.num_rows for chunk in chunks] == [5, 5, 5]
-    spec = scorer_spec(model, tmp_path)
+    spec = scorer_spec(untrained, tmp_path)
     scorer = ChunkScorer(spec)
     for chunk in chunks:
         scorer(chunk, Items(lambda _: nullcontext()))
@@ -93,13 +47,13 @@ def bad_decoder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("num_threads", [1, 4])
-def test_a_decoder_that_crashes_or_hangs_costs_one_image(model, tmp_path, bad_decoder, num_threads):
+def test_a_decoder_that_crashes_or_hangs_costs_one_image(untrained, tmp_path, bad_decoder, num_threads):
     files = {f"{i}.jpg": jpeg(i) for i in range(5)}
     files["1.jpg"] += b"CRASH"
     files["3.jpg"] += b"HANG"
     (chunk,) = listed(tmp_path, files)
     # On a GPU threads decode; here the model's device does not matter.
-    spec = scorer_spec(model, tmp_path, num_threads=num_threads)
+    spec = scorer_spec(untrained, tmp_path, num_threads=num_threads)
     scorer = Isolated(f"workers:{'threaded' if num_threads > 1 else 'single'}_scorer", spec, num_slots=16, timeout_s=2)
     report = scorer(chunk)
     scorer.close()
@@ -111,7 +65,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_image(model, tmp_path, bad_de
     assert [rows[f"{i}.jpg"]["status"] for i in (0, 2, 4)] == ["ok"] * 3
 
 
-def test_a_storage_that_always_fails_is_given_up(model, tmp_path, monkeypatch):
+def test_a_storage_that_always_fails_is_given_up(untrained, tmp_path, monkeypatch):
     from deepfake_ray import loading
     from deepfake_ray.errors import ErrorCode
 
@@ -124,7 +78,7 @@ def test_a_storage_that_always_fails_is_given_up(model, tmp_path, monkeypatch):
         raise ImageError(ErrorCode.FORBIDDEN, "InvalidAccessKeyId")
 
     monkeypatch.setattr(loading, "fetch", forbidden)
-    spec = scorer_spec(model, tmp_path)
+    spec = scorer_spec(untrained, tmp_path)
     report = ChunkScorer(spec)(chunk, Items(lambda _: nullcontext()))
     assert (report.is_written, report.num_images, report.errors_by_code) == (False, 1000, Counter(forbidden=1000))
     assert report.example.endswith("forbidden: InvalidAccessKeyId")
