@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deepfake_ray import storage
 from deepfake_ray.errors import UserError
-from deepfake_ray.images import Preparation
+from deepfake_ray.images import STRETCH, Preparation
 from deepfake_ray.schema import CLASSES
 
 FORMAT_VERSION = 1
@@ -142,6 +142,11 @@ def load(uri: str) -> tuple[Spec, Arrays]:
     return spec, safetensors.numpy.load(weights)
 
 
+def _prepared(preparation: Preparation) -> str:
+    square = f"{preparation.image_size} x {preparation.image_size} px"
+    return f"resized to {square}" if preparation.resize == STRETCH else f"a square of {square} cut out of it"
+
+
 def _card(spec: Spec) -> str:
     validation = spec.provenance.get("validation", {})
     data = spec.provenance.get("data", {})
@@ -149,8 +154,8 @@ def _card(spec: Spec) -> str:
     thresholds = "\n".join(f"| {key} | {value:.6f} |" for key, value in spec.thresholds.items())
     return f"""# {spec.arch}: real or fake
 
-A deepfake_ray bundle, model `{spec.model_id}`. It takes an RGB image, resized to {spec.preparation.image_size} x \
-{spec.preparation.image_size} px, and gives `p_fake`, the probability that the image is fake.
+A deepfake_ray bundle, model `{spec.model_id}`. It takes an RGB image, {_prepared(spec.preparation)}, and gives
+`p_fake`, the probability that the image is fake.
 
 ## Trained on
 {data.get("place", "unknown")} (manifest {str(data.get("manifest_sha256", "unknown"))[:16]}): \

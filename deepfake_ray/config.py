@@ -85,12 +85,16 @@ class TrainConfig(LabelledDataConfig, JobConfig):
     weights: str | None = None
     """Initial weights. imagenet: torchvision's download. none: random. Or a path/URI of a torchvision state_dict
     (.pth, .safetensors) or of a bundle. Default: none for cnn, imagenet for every other arch."""
+    recipe: Literal["baseline", "robust"] = "baseline"
+    """baseline: the original system's. The image is resized to a square; flip and rotation, each with p = .5; Adam.
+    robust, for images that were re-saved: squares are cut out of images that are large enough, their pixels
+    untouched; flip with p = .5; JPEG or WebP re-compression and blur, each with p = .1; AdamW."""
     epochs: int = 8
     """Passes over the training split."""
     learning_rate: float | None = None
-    """Peak learning rate of Adam, for the global batch. Default: 0.002 from random weights, 0.0003 from given ones."""
+    """Peak learning rate, for the global batch. Default: 0.002 from random weights, 0.0003 from given ones."""
     weight_decay: float = 0.0
-    """Adam's L2 penalty."""
+    """Adam's L2 penalty; AdamW's decay of the weights, for --recipe robust."""
     warmup_share: float = 0.1
     """Share of all steps in which the rate rises to its peak; it falls to 0 along a cosine afterwards."""
     global_batch_size: int | None = None
@@ -124,6 +128,9 @@ class _ScoringConfig:
     """The bundle: the directory or URI that training wrote as OUTPUT/model."""
     batch_size: int | None = None
     """Images a forward pass. Default: 64 on a GPU; 16 on a CPU, whose caches hold no more."""
+    crops: int = 1
+    """Squares that are cut out of each image and scored, for a model that was trained on crops (--recipe robust): the
+    mean of their logits counts."""
     threshold: str = "balanced"
     """An image is called fake from this p_fake on: default (.5), balanced, fpr_1, fpr_5 (chosen on the model's
     validation split), or a number between 0 and 1."""
@@ -137,6 +144,7 @@ class _ScoringConfig:
     def _check_scoring(self) -> None:
         _positive("batch-size", self.batch_size)
         _positive("image-timeout-s", self.image_timeout_s)
+        _positive("crops", self.crops)
         _require_share("max-error-share", self.max_error_share)
         if self.threshold not in THRESHOLD_NAMES:
             try:

@@ -25,6 +25,13 @@ Pixels = NDArray[np.uint8]
 """uint8 (H, W, 3) RGB."""
 
 
+STRETCH, CROP = "stretch", "crop"
+
+Place = tuple[float, float]
+"""Where a crop lies in its image, across and down: (0, 0) is the upper left corner, (1, 1) the lower right one."""
+CENTER: Place = (0.5, 0.5)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """The largest image that is read."""
@@ -37,12 +44,13 @@ class Limits:
 class Preparation:
     """How pixels become the model's input; travels in the bundle, so that training and scoring cannot differ.
 
-    The image is resized to `image_size` x `image_size`, its aspect ratio given up, and normalised on the device
-    as (pixel / 255 - mean) / std.
+    `stretch`: the image is resized to `image_size` x `image_size`, its aspect ratio given up. `crop`: a square of
+    `image_size` is cut out of it, its pixels untouched; an image with a shorter side is enlarged first. Both are
+    normalised on the device as (pixel / 255 - mean) / std.
     """
 
     image_size: int
-    resize: str = "stretch"
+    resize: str = STRETCH
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
@@ -59,7 +67,7 @@ class Preparation:
             ValueError: the bundle asks for a preparation that this version does not know.
         """
         preparation = cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
-        if (preparation.resize, preparation.interpolation) != ("stretch", "bilinear"):
+        if preparation.resize not in (STRETCH, CROP) or preparation.interpolation != "bilinear":
             raise ValueError(f"unknown preparation: {preparation.resize}, {preparation.interpolation}")
         return preparation
 
@@ -338,10 +346,36 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 # --- preparation
 
 
-def prepare(pixels: Pixels, preparation: Preparation) -> Pixels:
-    """Pixels of any size -> uint8 (image_size, image_size, 3): bilinear, antialiased when it shrinks."""
+def prepare(pixels: Pixels, preparation: Preparation, place: Place = CENTER) -> Pixels:
+    """Pixels of any size -> uint8 (image_size, image_size, 3); bilinear where it resizes, antialiased if it shrinks.
+
+    Args:
+        pixels: uint8 (H, W, 3).
+        preparation: how.
+        place: of the crop, where the preparation crops.
+    """
     size = preparation.image_size
-    if pixels.shape[:2] == (size, size):
+    height, width = pixels.shape[:2]
+    if preparation.resize == STRETCH:
+        return _resized(pixels, size, size)
+    if min(height, width) < size:
+        scale = size / min(height, width)
+        height, width = max(size, round(height * scale)), max(size, round(width * scale))
+        pixels = _resized(pixels, height, width)
+    left, top = round(place[0] * (width - size)), round(place[1] * (height - size))
+    return np.ascontiguousarray(pixels[top : top + size, left : left + size])
+
+
+def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
+    if pixels.shape[:2] == (height, width):
         return pixels
-    resized = Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def spread(number: int) -> list[Place]:
+    """Places of so many crops: the centre first, then such as leave no large gap, whatever their number.
+
+    The R2 sequence (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences"), from the centre.
+    """
+    plastic = 1.32471795724474602596  # the real root of x**3 = x + 1
+    return [((0.5 + i / plastic) % 1.0, (0.5 + i / plastic**2) % 1.0) for i in range(number)]

@@ -25,13 +25,22 @@ class Predictor:
         self._device = torch.device(device)
         detector = models.Detector(network, self.spec.preparation).eval()
         self._detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        on_gpu = self._device.type == "cuda"
+        self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._autocast = models.autocast(self._device, precision)
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, S, S, 3) prepared images -> float32 (B,) logits of being fake, before temperature."""
+        return np.asarray(self.start(images).cpu().numpy(), np.float32)
+
+    def start(self, images: NDArray[np.uint8]) -> torch.Tensor:
+        """As `logits`, without waiting for a GPU; `images` may be overwritten as soon as this returns."""
         batch = torch.from_numpy(images)
-        if self._device.type == "cuda":
-            batch = batch.pin_memory().to(self._device, non_blocking=True)
+        if self._copies is not None:
+            # Its own stream, so that the copy runs beside the forward pass of the batch before.
+            with torch.cuda.stream(self._copies):
+                batch = batch.pin_memory().to(self._device, non_blocking=True)
+            torch.cuda.current_stream(self._device).wait_stream(self._copies)
+            batch.record_stream(torch.cuda.current_stream(self._device))
         with torch.inference_mode(), self._autocast:
-            outputs = models.fake_logit(self._detector(batch))
-        return np.asarray(outputs.float().cpu().numpy(), np.float32)
+            return models.fake_logit(self._detector(batch)).float()

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
-from deepfake_ray.images import Limits, Pixels, Preparation, decode, prepare
+from deepfake_ray.images import CENTER, Limits, Pixels, Place, Preparation, decode, prepare
 from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
 
 T = TypeVar("T")
@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """One image, ready for the model; or why it is not: then `pixels` is None and `error` is set."""
+    """One image, ready for the model; or why it is not: then `crops` is empty and `error` is set."""
 
-    pixels: Pixels | None = None
-    """uint8 (image_size, image_size, 3) RGB."""
+    crops: tuple[Pixels, ...] = ()
+    """uint8 (image_size, image_size, 3) RGB each: one or several."""
     error: ImageError | None = None
     sha256: str | None = None
     num_bytes: int | None = None
@@ -30,7 +30,7 @@ class Loaded:
     height: int | None = None
     jpeg_quality: int | None = None
     logit: float | None = None
-    """The score, where one is known already: then there are no pixels."""
+    """The score, where one is known already: then there are no crops."""
 
 
 def _unwatched(_: int) -> AbstractContextManager[None]:
@@ -44,38 +44,43 @@ class Loader:
     Args:
         limits: of bytes and pixels.
         preparation: the model's.
-        num_threads: that decode. With one, local files are read and decoded where they are asked for (a thread
-            costs more than the read of a small file), and remote ones are fetched some requests ahead.
+        places: of the crops of each image, where the preparation crops.
         timeout_s: of one request to an object store.
         recall: what is known of the bytes with that sha256; None: they have to be decoded.
     """
 
     limits: Limits
     preparation: Preparation
-    num_threads: int = 1
+    places: Sequence[Place] = (CENTER,)
     timeout_s: float = REQUEST_TIMEOUT_S
     recall: Callable[[str], Loaded | None] | None = None
 
     def load_all(
-        self, uris: Sequence[str], watch: Callable[[int], AbstractContextManager[None]] = _unwatched
+        self,
+        uris: Sequence[str],
+        watch: Callable[[int], AbstractContextManager[None]] = _unwatched,
+        places: Sequence[Place] | None = None,
     ) -> Iterator[Loaded]:
         """Load images in the order of `uris`, never skipping one.
+
+        Remote ones are fetched some requests ahead. Local ones are read where they are wanted: a thread would cost
+        more than reading a small file.
 
         Args:
             uris: what to load.
             watch: entered with an image's position for as long as it is decoded (and read, if it is a local file).
+            places: of one crop for each image, instead of the loader's.
         """
 
         def decoded(position: int, data: bytes | ImageError | None = None) -> Loaded:
             with watch(position):
-                return self._decoded(self._read(uris[position]) if data is None else data)
+                wanted = self.places if places is None else (places[position],)
+                return self._decoded(self._read(uris[position]) if data is None else data, wanted)
 
         def fetched(position: int) -> bytes | ImageError:
             return self._read(uris[position])
 
-        if self.num_threads > 1:
-            yield from _ahead(decoded, len(uris), max(self.num_threads, REMOTE_REQUESTS))
-        elif all(is_local(uri) for uri in uris):
+        if all(is_local(uri) for uri in uris):
             yield from map(decoded, range(len(uris)))
         else:
             yield from map(decoded, range(len(uris)), _ahead(fetched, len(uris), REMOTE_REQUESTS))
@@ -86,7 +91,7 @@ class Loader:
         except ImageError as error:
             return error
 
-    def _decoded(self, data: bytes | ImageError) -> Loaded:
+    def _decoded(self, data: bytes | ImageError, places: Sequence[Place]) -> Loaded:
         if isinstance(data, ImageError):
             return Loaded(error=data)
         sha256 = hashlib.sha256(data).hexdigest()
@@ -98,7 +103,7 @@ class Loader:
         except ImageError as error:
             return Loaded(error=error, sha256=sha256, num_bytes=len(data))
         return Loaded(
-            pixels=prepare(image.pixels, self.preparation),
+            crops=tuple(prepare(image.pixels, self.preparation, place) for place in places),
             sha256=sha256,
             num_bytes=len(data),
             format=image.format,

@@ -15,14 +15,13 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from deepfake_ray import augment, manifest, storage
 from deepfake_ray.errors import JobError
-from deepfake_ray.fetch import REMOTE_REQUESTS
 from deepfake_ray.images import Limits, Preparation
 from deepfake_ray.isolation import Isolated
 from deepfake_ray.loading import Loader
 from deepfake_ray.placement import ScoringPlacement
 from deepfake_ray.sampling import Sampler, Task
 from deepfake_ray.schema import CLASSES, TRAIN, VALIDATION
-from deepfake_ray.scorer import Report, ScorerSpec
+from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
 
 IMAGES_PER_TASK = 1024
 BYTES_PER_TASK = 16 * 1024 * 1024
@@ -111,6 +110,7 @@ class ReadTask:
     tables: TrainingTables
     preparation: Preparation
     limits: Limits
+    recipe: str
 
     def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
         """`{"id": int64 (1,)}` -> columns image, label, error; a row for each image, in order."""
@@ -127,14 +127,15 @@ class ReadTask:
         errors = np.full(len(rows), "", dtype=object)
         loader = Loader(limits=self.limits, preparation=self.preparation)
         uris = chosen["uri"].to_pylist()
-        for i, image in enumerate(loader.load_all(uris)):
-            if image.pixels is None:
+        seeds = augment.seeds_of(self.sampler.seed, task.epoch, rows)
+        places = augment.places(seeds) if task.is_train else None
+        for i, image in enumerate(loader.load_all(uris, places=places)):
+            if image.error is not None:
                 errors[i] = f"{uris[i]}: {image.error}"
             else:
-                images[i] = image.pixels
+                (images[i],) = image.crops
         if task.is_train:
-            seeds = augment.seeds_of(self.sampler.seed, task.epoch, rows)
-            for i, augmented in enumerate(augment.baseline(images, seeds)):
+            for i, augmented in enumerate(augment.RECIPES[self.recipe](images, seeds)):
                 images[i] = augmented
         return {"image": images, "label": chosen["label"].to_numpy(), "error": errors.astype(str)}
 
@@ -145,6 +146,7 @@ def training_batches(
     preparation: Preparation,
     limits: Limits,
     *,
+    recipe: str,
     first_epoch: int,
     num_epochs: int,
     cpus: float,
@@ -170,7 +172,7 @@ def training_batches(
     while tasks := list(itertools.islice(everything, TASKS_PER_STREAM)):
         with DataContext.current(context(cpus)):
             rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
-                ReadTask(tasks, sampler, tables, preparation, limits),
+                ReadTask(tasks, sampler, tables, preparation, limits, recipe),
                 batch_size=None,
                 num_cpus=min(1.0, cpus),
             )
@@ -196,43 +198,69 @@ def _batches_of(task: Task, block: dict[str, NDArray[Any]], batch_size: int) -> 
 # --- scoring
 
 
-class _Scorer:
-    """An actor: keeps a scorer in a process of its own, which it replaces when an image brings it down."""
+class _Isolated:
+    """An actor: keeps a worker in a process of its own, which it replaces when an image brings it down."""
+
+    def __init__(self, worker: str, spec: ScorerSpec):
+        self._worker = Isolated(f"deepfake_ray.scorer:{worker}", spec, timeout_s=spec.image_timeout_s)
+
+    def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
+        (chunk,) = work.to_pylist()
+        return {"result": [self._worker(manifest.Chunk(**chunk))]}
+
+
+class LoadAndScore(_Isolated):
+    """Chunks -> reports, on a CPU."""
 
     def __init__(self, spec: ScorerSpec):
-        slots = max(REMOTE_REQUESTS, spec.num_threads)
-        self._scorer = Isolated(
-            "deepfake_ray.scorer:ChunkScorer", spec, num_slots=slots, timeout_s=spec.image_timeout_s
-        )
+        super().__init__("ChunkScorer", spec)
 
-    def __call__(self, work: pa.Table) -> dict[str, list[Report]]:
-        (chunk,) = work.to_pylist()
-        return {"report": [self._scorer(manifest.Chunk(**chunk))]}
+
+class Load(_Isolated):
+    """Chunks -> loaded chunks, on a CPU."""
+
+    def __init__(self, spec: ScorerSpec):
+        super().__init__("ChunkLoader", spec)
+
+
+class Score:
+    """Loaded chunks -> reports, on a GPU."""
+
+    def __init__(self, spec: ScorerSpec):
+        self._scorer = DeviceScorer(spec)
+
+    def __call__(self, work: dict[str, NDArray[Any]]) -> dict[str, list[Report]]:
+        """One chunk."""
+        return {"result": [self._scorer(work["result"][0])]}
 
 
 def scored_chunks(chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement) -> Iterator[Report]:
-    """Have a pool of actors score chunks of a manifest; yields what they say of each, as they are done.
+    """Have pools of actors score chunks of a manifest; yields what they say of each, as they are done.
 
-    The chunks are blocks of their own, so that all actors work; each actor writes its files itself, so that no
-    pixel and no prediction travels between processes.
+    The chunks are blocks of their own, so that all actors work; the actor that scores a chunk writes its file itself,
+    so that no prediction travels between processes, and on CPUs no pixel does.
 
     Raises:
         JobError: an actor failed, not through an image: the storage of the output, or the memory.
     """
+
+    def pool(number: int) -> ActorPoolStrategy:
+        return ActorPoolStrategy(size=min(number, len(chunks)))
+
+    common: dict[str, Any] = {"fn_constructor_kwargs": {"spec": spec}, "batch_size": None}
     with DataContext.current(context()):
         work = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in chunks])
-        done = work.map_batches(
-            _Scorer,
-            fn_constructor_kwargs={"spec": spec},
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=min(placement.num_actors, len(chunks))),
-            num_cpus=placement.cpus_per_actor,
-            num_gpus=1 if placement.use_gpu else 0,
-        )
+        actors = {**common, "compute": pool(placement.num_actors), "num_cpus": placement.cpus_per_actor}
+        if placement.num_loaders:
+            loaders = {**common, "compute": pool(placement.num_loaders), "num_cpus": placement.cpus_per_loader}
+            loaded = work.map_batches(Load, batch_format="pyarrow", **loaders)
+            gpus = 1 if placement.use_gpu else 0
+            done = loaded.map_batches(Score, batch_format="numpy", num_gpus=gpus, **actors)
+        else:
+            done = work.map_batches(LoadAndScore, batch_format="pyarrow", **actors)
     try:
         for row in done.iter_rows():
-            yield row["report"]
+            yield row["result"]
     except ray.exceptions.RayError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:

@@ -31,12 +31,17 @@ class TrainingPlacement:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringPlacement:
-    """Who gets what in scoring: actors fetch, decode and compute by themselves, so that they may hold every CPU."""
+    """Who gets what in scoring.
 
-    num_actors: int
+    On CPUs each actor fetches, decodes and computes by itself with one thread, so actors may hold every CPU. On GPUs
+    an actor only computes, and loaders on the other CPUs of the cluster fetch and decode for it.
+    """
+
     use_gpu: bool
+    num_actors: int
     cpus_per_actor: float
-    threads_per_actor: int
+    num_loaders: int = 0
+    cpus_per_loader: float = 1.0
 
 
 def _use_gpu(nodes: Sequence[Node], use_gpu: str) -> bool:
@@ -108,24 +113,35 @@ def _floor(cpus: float) -> float:
 
 
 def plan_scoring(nodes: Sequence[Node], num_workers: int | None, use_gpu: str) -> ScoringPlacement:
-    """Place scoring actors: one a GPU, or one a CPU with one thread.
+    """Place scoring actors: one a GPU and loaders on the CPUs that are left, or one a CPU.
+
+    Args:
+        nodes: the alive nodes.
+        num_workers: of the actors that compute, as asked, or None.
+        use_gpu: auto, yes or no.
 
     Raises:
         UserError: more actors than the cluster can hold.
     """
-    if _use_gpu(nodes, use_gpu):
-        hosts = [node for node in nodes if node.num_gpus >= 1]
-        slots = sum(int(node.num_gpus) for node in hosts)
-        cpus = min(node.num_cpus / int(node.num_gpus) for node in hosts)
-        gpu = True
-    else:
+    if not _use_gpu(nodes, use_gpu):
         slots = sum(int(node.num_cpus) for node in nodes) or 1
-        cpus = min(1.0, *(node.num_cpus for node in nodes))
-        gpu = False
-    actors = num_workers or slots
-    if actors > slots:
-        kind = "GPUs" if gpu else "CPUs"
-        raise UserError(f"num-workers must not exceed the {kind}: got {actors}, the cluster has {slots}; lower it.")
+        actors = _that_fit(num_workers, slots, "CPUs")
+        cpus = _floor(min(1.0, *(node.num_cpus for node in nodes)))
+        return ScoringPlacement(use_gpu=False, num_actors=actors, cpus_per_actor=cpus)
+    hosts = [node for node in nodes if node.num_gpus >= 1]
+    actors = _that_fit(num_workers, sum(int(node.num_gpus) for node in hosts), "GPUs")
+    cpus = _floor(min(CPUS_PER_GPU_WORKER, min(node.num_cpus / int(node.num_gpus) for node in hosts) / 2))
+    left = [node.num_cpus - int(node.num_gpus) * cpus for node in nodes]
+    loaders, each = sum(int(cpus_left) for cpus_left in left), 1.0
+    if not loaders:  # small nodes: a part of a CPU on each
+        each = _floor(min(cpus_left for cpus_left in left if cpus_left > 0))
+        loaders = len(left)
     return ScoringPlacement(
-        num_actors=actors, use_gpu=gpu, cpus_per_actor=_floor(cpus), threads_per_actor=max(1, int(cpus))
+        use_gpu=True, num_actors=actors, cpus_per_actor=cpus, num_loaders=loaders, cpus_per_loader=each
     )
+
+
+def _that_fit(asked: int | None, slots: int, kind: str) -> int:
+    if asked is not None and asked > slots:
+        raise UserError(f"num-workers must not exceed the {kind}: got {asked}, the cluster has {slots}; lower it.")
+    return asked or slots

@@ -2,10 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -16,12 +17,14 @@ from numpy.typing import NDArray
 from deepfake_ray import bundle, manifest, schema, storage
 from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.errors import OF_THE_STORAGE, ErrorCode, ImageError
-from deepfake_ray.images import Limits
+from deepfake_ray.images import Limits, Pixels, spread
 from deepfake_ray.isolation import Items
 from deepfake_ray.known import Known
 from deepfake_ray.loading import Loaded, Loader
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from deepfake_ray.inference import Predictor
 
 T = TypeVar("T")
@@ -39,12 +42,13 @@ class ScorerSpec:
     """The directory that the chunks' files are written to."""
     threshold: float
     batch_size: int
+    num_crops: int
     precision: str
     limits: Limits
     image_timeout_s: float
     max_error_share: float
-    use_gpu: bool
-    num_threads: int
+    device: str
+    """`cpu` or `cuda`."""
     run_id: str
     known: str | None = None
     """Of a file of `known.build`."""
@@ -75,83 +79,104 @@ def chunk_file(folder: str, index: int) -> str:
 
 
 class ChunkScorer:
-    """Holds the model; scores one chunk a call."""
+    """Fetches, decodes, scores and writes, one chunk a call: what a CPU does."""
 
     def __init__(self, spec: ScorerSpec):
-        from deepfake_ray.inference import Predictor  # imports torch, which the driver does without
-
         keep_freed_memory()
-        self._spec = spec
-        self._predictor = Predictor(
-            spec.model,
-            device="cuda" if spec.use_gpu else "cpu",
-            precision=spec.precision,
-            num_threads=1 if spec.use_gpu else spec.num_threads,
-        )
+        self._reader = _Reader(spec)
+        self._forward = _Forward(spec)
+
+    def __call__(self, chunk: manifest.Chunk, items: Items) -> Report:
+        """Score a chunk and write its file; `items` are positions in it."""
+        work = LoadedChunk(chunk, manifest.read_chunk(chunk), time.time())
+        batch = self._forward.batch()
+        for position, (image, crops) in enumerate(self._reader.read(work.rows, items)):
+            work.images.append(image)
+            for pixels in crops:
+                batch.add(position, pixels)
+        return self._forward.write(work, batch.finish())
+
+
+@dataclass
+class LoadedChunk:
+    """A chunk on its way from a loader to a scorer."""
+
+    chunk: manifest.Chunk
+    rows: pa.Table
+    started_at: float
+    images: list[Loaded] = field(default_factory=list)
+    """Everything known of each, without pixels; fewer than rows if the storage failed too often."""
+    pixels: list[Pixels] = field(default_factory=list)
+    """Crops of the images to be scored, one after the other."""
+    positions: list[int] = field(default_factory=list)
+    """Of the images of `pixels` in the chunk."""
+
+
+class ChunkLoader:
+    """Fetches and decodes, one chunk a call: what CPUs do for a GPU."""
+
+    def __init__(self, spec: ScorerSpec):
+        keep_freed_memory()
+        self._reader = _Reader(spec)
+
+    def __call__(self, chunk: manifest.Chunk, items: Items) -> LoadedChunk:
+        """Load a chunk; `items` are positions in it."""
+        work = LoadedChunk(chunk, manifest.read_chunk(chunk), time.time())
+        for position, (image, crops) in enumerate(self._reader.read(work.rows, items)):
+            work.images.append(image)
+            for pixels in crops:
+                work.pixels.append(pixels)
+                work.positions.append(position)
+        return work
+
+
+class DeviceScorer:
+    """Scores and writes loaded chunks: what a GPU does."""
+
+    def __init__(self, spec: ScorerSpec):
+        self._forward = _Forward(spec)
+
+    def __call__(self, work: LoadedChunk) -> Report:
+        """Score a chunk and write its file."""
+        batch = self._forward.batch()
+        for position, pixels in zip(work.positions, work.pixels, strict=True):
+            batch.add(position, pixels)
+        return self._forward.write(work, batch.finish())
+
+
+class _Reader:
+    """Images of a chunk, in order, with what is known of them from an earlier run."""
+
+    def __init__(self, spec: ScorerSpec):
+        self._max_error_share = spec.max_error_share
         self._known = None if spec.known is None else Known(spec.known)
         self._loader = Loader(
             limits=spec.limits,
-            preparation=self._predictor.spec.preparation,
-            num_threads=spec.num_threads if spec.use_gpu else 1,
+            places=spread(spec.num_crops),
+            preparation=bundle.load_spec(spec.model).preparation,
             timeout_s=spec.image_timeout_s,
             recall=None if self._known is None else self._known.by_sha256,
         )
 
-    def __call__(self, chunk: manifest.Chunk, items: Items) -> Report:
-        """Score a chunk and write its file; `items` are positions in it."""
-        started_at = time.time()
-        rows = manifest.read_chunk(chunk)
-        uris = rows["uri"].to_pylist()
-        known = {} if self._known is None else self._known.by_version(rows)
-        images, logits = self._score(uris, known, items)
-        errors = [(uri, image.error) for uri, image in zip(uris, images, strict=False) if image.error is not None]
-        is_written = len(images) == len(uris)
-        if is_written:
-            table = predictions(rows, images, logits, self._predictor.spec, self._spec)
-            with storage.new_file(chunk_file(self._spec.chunks, chunk.index)) as path:
-                pq.write_table(table, path, compression="zstd")
-        return Report(
-            index=chunk.index,
-            num_images=len(images),
-            num_known=sum(image.logit is not None for image in images),
-            errors_by_code=Counter(str(error.code) for _, error in errors),
-            example=f"{errors[-1][0]}: {errors[-1][1]}" if errors else "",
-            is_written=is_written,
-            started_at=started_at,
-            ended_at=time.time(),
-        )
-
-    def _score(
-        self, uris: list[str], known: Mapping[int, Loaded], items: Items
-    ) -> tuple[list[Loaded], NDArray[np.float32]]:
-        """Everything known of each image, without pixels; and its logit, NaN where it could not be read.
+    def read(self, rows: pa.Table, items: Items) -> Iterator[tuple[Loaded, tuple[Pixels, ...]]]:
+        """Everything known of each image, without pixels; and its crops, if it is to be scored.
 
         Ends early when the storage fails too often: wrong credentials must not yield a million error rows.
         """
+        uris = rows["uri"].to_pylist()
         for position in items.suspects:
             list(self._loader.load_all([uris[position]], partial(_always, items.at(position))))
-        given_up = {position: Loaded(error=_given_up(reason)) for position, reason in items.given_up.items()}
-        settled = {**known, **given_up}
+        settled = {} if self._known is None else self._known.by_version(rows)
+        settled |= {position: Loaded(error=_given_up(reason)) for position, reason in items.given_up.items()}
         positions = [position for position in range(len(uris)) if position not in settled]
         loaded = self._loader.load_all([uris[i] for i in positions], lambda i: items.at(positions[i]))
-        batch = _Batch(self._predictor, self._spec.batch_size)
-        images: list[Loaded] = []
-        logits = np.full(len(uris), np.nan, np.float32)
         num_failed = 0
         for position in range(len(uris)):
             image = settled[position] if position in settled else next(loaded)
-            if image.pixels is not None:
-                batch.add(position, image.pixels)
-                image = replace(image, pixels=None)
-            elif image.logit is not None:
-                logits[position] = image.logit
-            images.append(image)
+            yield replace(image, crops=()), image.crops
             num_failed += image.error is not None and image.error.code in OF_THE_STORAGE
-            if len(images) >= MIN_IMAGES_TO_STOP and num_failed > self._spec.max_error_share * len(images):
-                break
-        for position, logit in batch.finish():
-            logits[position] = logit
-        return images, logits
+            if position + 1 >= MIN_IMAGES_TO_STOP and num_failed > self._max_error_share * (position + 1):
+                return
 
 
 def _always(result: T, _: int) -> T:
@@ -160,6 +185,41 @@ def _always(result: T, _: int) -> T:
 
 def _given_up(reason: str) -> ImageError:
     return ImageError(ErrorCode.TIMEOUT if reason.startswith("took") else ErrorCode.DECODER_CRASHED, reason)
+
+
+class _Forward:
+    """Holds the model; scores batches and writes chunks' files."""
+
+    def __init__(self, spec: ScorerSpec):
+        from deepfake_ray.inference import Predictor  # imports torch, which the driver does without
+
+        self._spec = spec
+        self._predictor = Predictor(spec.model, device=spec.device, precision=spec.precision)
+
+    def batch(self) -> "_Batch":
+        return _Batch(self._predictor, self._spec.batch_size)
+
+    def write(self, work: LoadedChunk, scored: Mapping[int, float]) -> Report:
+        images = work.images
+        errors = [image.error for image in images if image.error is not None]
+        example = next((i for i in reversed(range(len(images))) if images[i].error is not None), None)
+        is_written = len(images) == len(work.rows)
+        if is_written:
+            logits = np.array([np.nan if image.logit is None else image.logit for image in images], np.float32)
+            logits[np.fromiter(scored, int, len(scored))] = np.fromiter(scored.values(), np.float32, len(scored))
+            table = predictions(work.rows, images, logits, self._predictor.spec, self._spec)
+            with storage.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:
+                pq.write_table(table, path, compression="zstd")
+        return Report(
+            index=work.chunk.index,
+            num_images=len(images),
+            num_known=sum(image.logit is not None for image in images),
+            errors_by_code=Counter(str(error.code) for error in errors),
+            example="" if example is None else f"{work.rows['uri'][example]}: {images[example].error}",
+            is_written=is_written,
+            started_at=work.started_at,
+            ended_at=time.time(),
+        )
 
 
 class _Batch:
@@ -173,23 +233,27 @@ class _Batch:
         size = predictor.spec.preparation.image_size
         self._pixels = np.zeros((batch_size, size, size, 3), np.uint8)
         self._positions: list[int] = []
-        self._scored: list[tuple[int, float]] = []
+        self._scored: list[tuple[list[int], Tensor]] = []
 
-    def add(self, position: int, pixels: NDArray[np.uint8]) -> None:
+    def add(self, position: int, pixels: Pixels) -> None:
         self._pixels[len(self._positions)] = pixels
         self._positions.append(position)
         if len(self._positions) == len(self._pixels):
             self._forward()
 
-    def finish(self) -> list[tuple[int, float]]:
-        """Positions and logits, in the order of `add`."""
+    def finish(self) -> dict[int, float]:
+        """position -> logit, the mean of its crops'."""
         if self._positions:
             self._forward()
-        return self._scored
+        of_crops: dict[int, list[float]] = {}
+        for positions, logits in self._scored:
+            for position, logit in zip(positions, logits.tolist(), strict=False):  # a last batch has empty places
+                of_crops.setdefault(position, []).append(logit)
+        return {position: fmean(logits) for position, logits in of_crops.items()}
 
     def _forward(self) -> None:
-        logits = self._predictor.logits(self._pixels)[: len(self._positions)]
-        self._scored.extend(zip(self._positions, logits.tolist(), strict=True))
+        # On a GPU this returns at once: the next batch is collected while this one is copied and scored.
+        self._scored.append((self._positions, self._predictor.start(self._pixels)))
         self._positions = []
 
 

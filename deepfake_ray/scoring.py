@@ -18,8 +18,8 @@ import pyarrow.dataset as pads
 
 from deepfake_ray import bundle, known, manifest, schema, storage
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
-from deepfake_ray.errors import OF_THE_STORAGE, JobError
-from deepfake_ray.images import Limits
+from deepfake_ray.errors import OF_THE_STORAGE, JobError, UserError
+from deepfake_ray.images import CROP, Limits
 from deepfake_ray.listing import Pick
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import scored_chunks
@@ -74,6 +74,11 @@ def score_manifest(
     known_uri = storage.join(output, CHUNKS, known.FILE)
     skip_known = config.skip_known if isinstance(config, ScoreConfig) else None
     model = bundle.load_spec(config.model)
+    if config.crops > 1 and model.preparation.resize != CROP:
+        raise UserError(
+            f"crops above 1 need a model that was trained on crops: got {config.crops}, and {config.model} resizes the "
+            "whole image; leave it out, or train with --recipe robust."
+        )
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
         run = storage.read_json(run_uri)
@@ -110,12 +115,12 @@ def score_manifest(
         chunks=layout.chunk_folder,
         threshold=model.threshold(config.threshold),
         batch_size=run["batch_size"],
+        num_crops=config.crops,
         precision=config.precision,
         limits=Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
         image_timeout_s=config.image_timeout_s,
         max_error_share=config.max_error_share,
-        use_gpu=placement.use_gpu,
-        num_threads=placement.threads_per_actor,
+        device="cuda" if placement.use_gpu else "cpu",
         run_id=run["run_id"],
         known=None if skip_known is None else known_uri,
     )

@@ -128,7 +128,8 @@ class _Loop:
             rank=self.rank,
             seed=self.config.seed,
         )
-        self.optimizer = torch.optim.Adam(
+        optimizer = torch.optim.Adam if self.config.recipe == "baseline" else torch.optim.AdamW
+        self.optimizer = optimizer(
             self.detector.parameters(),
             lr=spec.learning_rate,
             weight_decay=self.config.weight_decay,
@@ -150,6 +151,7 @@ class _Loop:
             self.spec.tables,
             self.spec.preparation,
             Limits(max_bytes=self.config.max_image_bytes, max_pixels=self.config.max_image_pixels),
+            recipe=self.config.recipe,
             first_epoch=len(self.history),
             num_epochs=self.config.epochs,
             cpus=self.spec.placement.data_cpus_per_worker,

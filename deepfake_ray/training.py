@@ -24,7 +24,7 @@ from deepfake_ray.audit import audit
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
-from deepfake_ray.images import Limits, Preparation, decode
+from deepfake_ray.images import CROP, STRETCH, Limits, Preparation, decode
 from deepfake_ray.labels import read_labelled
 from deepfake_ray.pipeline import TrainingTables
 from deepfake_ray.placement import TrainingPlacement, plan_training
@@ -89,7 +89,8 @@ def train(config: TrainConfig) -> bundle.Spec:
         f"worker(s) on {'GPU' if placement.use_gpu else 'CPU'}"
     )
     counts = findings["num_images"]
-    preparation = Preparation(image_size=settings["image_size"])
+    resize = STRETCH if config.recipe == "baseline" else CROP
+    preparation = Preparation(image_size=settings["image_size"], resize=resize)
     spec = LoopSpec(
         config=config,
         preparation=preparation,

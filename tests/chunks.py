@@ -18,9 +18,9 @@ def jpeg(seed):
 def scorer_spec(model, folder, **options):
     return ScorerSpec(
         **{
-            "model": model, "chunks": str(folder / "chunks"), "threshold": 0.5, "batch_size": 4, "precision": "fp32",
-            "limits": Limits(max_bytes=10**7, max_pixels=10**8), "image_timeout_s": 2.0, "max_error_share": 0.5,
-            "use_gpu": False, "num_threads": 1, "run_id": "test", **options,
+            "model": model, "chunks": str(folder / "chunks"), "threshold": 0.5, "batch_size": 4, "num_crops": 1,
+            "precision": "fp32", "limits": Limits(max_bytes=10**7, max_pixels=10**8), "image_timeout_s": 2.0,
+            "max_error_share": 0.5, "device": "cpu", "run_id": "test", **options,
         }
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.images import Limits, Preparation, decode, jpeg_quality, prepare, sniff
+from deepfake_ray.images import CROP, Limits, Preparation, decode, jpeg_quality, prepare, sniff, spread
 
 LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
 
@@ -208,4 +208,31 @@ def test_preparation_survives_json_and_refuses_what_it_does_not_know():
     preparation = Preparation(image_size=96)
     assert Preparation.from_json(preparation.to_json()) == preparation
     with pytest.raises(ValueError, match="unknown preparation"):
-        Preparation.from_json({**preparation.to_json(), "resize": "crop"})
+        Preparation.from_json({**preparation.to_json(), "resize": "pad"})
+
+
+def test_crops_leave_pixels_untouched():
+    pixels = np.arange(40 * 60 * 3, dtype=np.uint32).astype(np.uint8).reshape(40, 60, 3)
+    preparation = Preparation(image_size=32, resize=CROP)
+    assert np.array_equal(prepare(pixels, preparation), pixels[4:36, 14:46])
+    assert np.array_equal(prepare(pixels, preparation, (0, 0)), pixels[:32, :32])
+    assert np.array_equal(prepare(pixels, preparation, (1, 1)), pixels[8:, 28:])
+    assert np.array_equal(prepare(pixels[:32, :32], preparation, (0.3, 0.9)), pixels[:32, :32])
+
+
+def test_small_images_are_enlarged_before_they_are_cropped():
+    """20 x 10 becomes 64 x 32, and the crop is its middle: the left half stays dark, the right half bright."""
+    pixels = np.zeros((10, 20, 3), np.uint8)
+    pixels[:, 10:] = 200
+    found = prepare(pixels, Preparation(image_size=32, resize=CROP))
+    assert found.shape == (32, 32, 3)
+    assert found[:, :14].max() == 0
+    assert found[:, 18:].min() == 200
+
+
+def test_places_are_spread():
+    places = spread(9)
+    assert places[0] == (0.5, 0.5)
+    assert all(0 <= x < 1 and 0 <= y < 1 for x, y in places)
+    gaps = [np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(places) for b in places[:i]]
+    assert min(gaps) > 0.2

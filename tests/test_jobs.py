@@ -14,9 +14,12 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+import hostile
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chunks import scorer_spec
 from conftest import ROOT
 from PIL import Image
 from sklearn import metrics as sk
@@ -140,7 +143,7 @@ print(json.dumps(out))
     assert rows["p_fake"].to_pylist() == pytest.approx(json.loads(found), abs=2e-3)
 
 
-def hostile(folder):
+def hostile_folder(folder):
     folder.mkdir()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
 
@@ -171,21 +174,69 @@ def hostile(folder):
 
 
 def test_broken_files_are_rows_with_codes(trained, tmp_path):
-    expected = hostile(tmp_path / "images")
-    run = score(images=tmp_path / "images", model=trained / "model", output=tmp_path / "o")
+    """The folder of a few whose code is known, and some 330 mutated ones: each its row, none of the cut ones scored."""
+    expected = hostile_folder(tmp_path / "images")
+    mutated = dict([*hostile.truncated(), *hostile.flipped(), *hostile.wrong_headers(), *hostile.huge()])
+    assert len(mutated) >= 300
+    for name, data in mutated.items():
+        (tmp_path / "images" / f"{name}.jpg").write_bytes(data)
+    run = score(images=tmp_path / "images", model=trained / "model", output=tmp_path / "o", max_error_share=1.0)
     rows = {os.path.basename(row["uri"]): row for row in read(tmp_path / "o").to_pylist()}
-    assert {name: row["error_code"] for name, row in rows.items()} == expected
-    for name, code in expected.items():
-        row = rows[name]
+    assert set(rows) == {f"{name}.jpg" for name in mutated} | set(expected)
+    assert {name: rows[name]["error_code"] for name in expected} == expected
+    for name, row in rows.items():
         scored = (row["logit"], row["p_fake"], row["predicted_label"])
-        assert row["status"] == ("ok" if code is None else "error")
-        assert (None not in scored) if code is None else scored == (None, None, None)
-        assert (row["error_message"] is None) == (code is None)
-    assert run["errors_by_code"] == dict(Counter(code for code in expected.values() if code))
-    assert (run["num_images"], run["num_ok"], run["num_errors"]) == (11, 5, 6)
+        if row["status"] == "ok":
+            assert None not in scored
+            assert row["error_code"] is row["error_message"] is None
+            assert name in expected or "-flip-" in name
+        else:
+            assert scored == (None, None, None)
+            assert None not in (row["error_code"], row["error_message"])
+    assert {rows[f"{name}.jpg"]["error_code"] for name, _ in hostile.huge()} == {"too_large"}
+    codes = Counter(row["error_code"] for row in rows.values() if row["error_code"])
+    assert run["errors_by_code"] == dict(codes)
+    assert (run["num_images"], run["num_errors"]) == (len(rows), codes.total())
     assert run["num_other_files"] == 1
     assert rows["good.jpg"]["jpeg_quality"] == 75
     assert rows["png named.jpg"]["format"] == "png"
+
+
+def test_known_scores_are_taken_over(trained, sample_folder, tmp_path):
+    first = score(images=sample_folder / "Test", model=trained / "model", output=tmp_path / "a")
+    again = score(
+        images=sample_folder / "Test", model=trained / "model", output=tmp_path / "b", skip_known=str(tmp_path / "a")
+    )
+    assert (first["num_known"], again["num_known"], again["num_ok"]) == (0, 80, 80)
+    changing = ["run_id", "scored_at"]
+    assert read(tmp_path / "a").drop(changing) == read(tmp_path / "b").drop(changing)
+    assert sorted(os.listdir(tmp_path / "b")) == ["_SUCCESS", "manifest", "predictions", "run.json"]
+
+
+def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_folder, tmp_path):
+    from deepfake_ray.training import train
+
+    output = tmp_path / "run"
+    train(
+        TrainConfig(
+            data=str(sample_folder), output=str(output), epochs=1, recipe="robust", image_size=24, limit=80,
+            global_batch_size=16,
+        )
+    )  # fmt: skip
+    model = json.load(open(output / "model" / "model.json"))
+    assert (model["preparation"]["resize"], model["preparation"]["image_size"]) == ("crop", 24)
+    assert "a square of 24 x 24 px cut out of it" in (output / "model" / "MODEL_CARD.md").read_text()
+    images = sample_folder / "Test" / "Real"
+    score(images=images, model=output / "model", output=tmp_path / "one")
+    score(images=images, model=output / "model", output=tmp_path / "four", crops=4)
+    one, four = (read(tmp_path / name)["logit"].to_numpy() for name in ("one", "four"))
+    assert np.abs(one - four).max() > 0
+    assert np.corrcoef(one, four)[0, 1] > 0.5
+
+
+def test_crops_need_a_model_that_crops(trained, sample_folder, tmp_path):
+    with pytest.raises(UserError, match="crops above 1 need a model that was trained on crops: got 4"):
+        score(images=sample_folder, model=trained / "model", output=tmp_path / "o", crops=4)
 
 
 def test_nothing_scored_is_a_failure_with_rows(trained, tmp_path):
@@ -288,6 +339,33 @@ def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim):
     assert killed
     assert (run["num_ok"], run["num_errors"]) == (560, 0)
     assert len(set(read(output)["uri"].to_pylist())) == 560
+
+
+def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, tmp_path):
+    """The pipeline of a GPU cluster, its one actor on a CPU here: the same rows as where each CPU does it all."""
+    from deepfake_ray import manifest
+    from deepfake_ray.pipeline import scored_chunks
+    from deepfake_ray.placement import ScoringPlacement
+    from deepfake_ray.scorer import chunk_file
+
+    (sample_folder / "Test" / "broken.jpg").write_bytes(b"")
+    manifest.write(manifest.list_images(str(sample_folder / "Test")), str(tmp_path / "manifest"))
+    (sample_folder / "Test" / "broken.jpg").unlink()
+    chunks = manifest.chunks(str(tmp_path / "manifest"), rows_per_chunk=20)
+    placements = {
+        "cpu": ScoringPlacement(use_gpu=False, num_actors=2, cpus_per_actor=1),
+        "gpu": ScoringPlacement(use_gpu=False, num_actors=1, cpus_per_actor=0.5, num_loaders=1, cpus_per_loader=1),
+    }
+    tables = {}
+    for name, placement in placements.items():
+        (tmp_path / name).mkdir()
+        spec = scorer_spec(untrained, tmp_path / name)
+        reports = list(scored_chunks(chunks, spec, placement))
+        assert sorted(report.num_images for report in reports) == [1, 20, 20, 20, 20]
+        assert sum(report.errors_by_code["not_found"] for report in reports) == 1
+        files = [chunk_file(spec.chunks, chunk.index) for chunk in chunks]
+        tables[name] = pa.concat_tables(map(pq.read_table, files)).drop(["scored_at"])
+    assert tables["cpu"] == tables["gpu"]
 
 
 def test_one_image_and_a_limit(trained, sample_folder, tmp_path):

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from chunks import jpeg, listed, rows_of, scorer_spec
 
-from deepfake_ray import known, manifest, schema, tables
+from deepfake_ray import bundle, known, manifest, schema, tables
 from deepfake_ray.errors import UserError
 from deepfake_ray.isolation import Items
 from deepfake_ray.scorer import ChunkScorer
@@ -87,7 +87,7 @@ def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monke
     for i in range(4):
         (folder / f"{i}.jpg").unlink()
     file = str(tmp_path / "known.sqlite")
-    assert known.build(str(first), scorer._predictor.spec.model_id, file) == 4
+    assert known.build(str(first), bundle.load_spec(untrained).model_id, file) == 4
     decoded = []
     from deepfake_ray import loading
 

@@ -36,12 +36,27 @@ def test_gpu_node_with_few_cpus_still_decodes():
     assert plan.data_cpus_per_worker == 0.5
 
 
-def test_scoring_takes_every_cpu_with_one_thread_each_or_every_gpu():
+def test_scoring_takes_every_cpu():
     plan = plan_scoring([Node(2)], None, "auto")
-    assert (plan.num_actors, plan.cpus_per_actor, plan.threads_per_actor) == (2, 1, 1)
-    plan = plan_scoring([Node(16, 2), Node(8)], None, "auto")
-    assert (plan.num_actors, plan.use_gpu, plan.cpus_per_actor, plan.threads_per_actor) == (2, True, 8, 8)
+    assert (plan.use_gpu, plan.num_actors, plan.cpus_per_actor, plan.num_loaders) == (False, 2, 1, 0)
     assert plan_scoring([Node(16, 2)], None, "no").num_actors == 16
+    assert plan_scoring([Node(0.5)], None, "auto").cpus_per_actor == 0.5
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        # actors, CPUs for each, loaders, CPUs for each
+        ([Node(16, 1)], (1, 1, 15, 1)),
+        ([Node(16, 2), Node(8)], (2, 1, 22, 1)),
+        ([Node(4, 4)], (4, 0.5, 2, 1)),
+        ([Node(1, 1)] * 4, (4, 0.5, 4, 0.5)),  # two whole CPUs are left in all, and none on any node
+    ],
+)
+def test_on_gpus_the_other_cpus_decode(nodes, expected):
+    plan = plan_scoring(nodes, None, "auto")
+    assert plan.use_gpu
+    assert (plan.num_actors, plan.cpus_per_actor, plan.num_loaders, plan.cpus_per_loader) == expected
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import os
 from collections import Counter
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
+import simplejpeg
 from chunks import jpeg, listed, rows_of, scorer_spec
 
 from deepfake_ray import manifest
@@ -46,15 +48,13 @@ def bad_decoder(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(folder)
 
 
-@pytest.mark.parametrize("num_threads", [1, 4])
-def test_a_decoder_that_crashes_or_hangs_costs_one_image(untrained, tmp_path, bad_decoder, num_threads):
+def test_a_decoder_that_crashes_or_hangs_costs_one_image(untrained, tmp_path, bad_decoder):
     files = {f"{i}.jpg": jpeg(i) for i in range(5)}
     files["1.jpg"] += b"CRASH"
     files["3.jpg"] += b"HANG"
     (chunk,) = listed(tmp_path, files)
-    # On a GPU threads decode; here the model's device does not matter.
-    spec = scorer_spec(untrained, tmp_path, num_threads=num_threads)
-    scorer = Isolated(f"workers:{'threaded' if num_threads > 1 else 'single'}_scorer", spec, num_slots=16, timeout_s=2)
+    spec = scorer_spec(untrained, tmp_path)
+    scorer = Isolated("deepfake_ray.scorer:ChunkScorer", spec, timeout_s=2)
     report = scorer(chunk)
     scorer.close()
     assert report.errors_by_code == Counter(decoder_crashed=1, timeout=1)
@@ -83,3 +83,36 @@ def test_a_storage_that_always_fails_is_given_up(untrained, tmp_path, monkeypatc
     assert (report.is_written, report.num_images, report.errors_by_code) == (False, 1000, Counter(forbidden=1000))
     assert report.example.endswith("forbidden: InvalidAccessKeyId")
     assert not os.path.exists(chunk_file(spec.chunks, 0))
+
+
+def test_the_mean_logit_of_several_crops_counts(tmp_path):
+    """Against the crops cut and scored by hand."""
+    import torch
+
+    from deepfake_ray import bundle, models
+    from deepfake_ray.images import CROP, Preparation, decode, spread
+    from deepfake_ray.inference import Predictor
+
+    torch.manual_seed(1)
+    arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}
+    preparation = Preparation(image_size=32, resize=CROP)
+    spec = bundle.Spec(arch="cnn", preparation=preparation, temperature=2.0, thresholds={"default": 0.5})
+    place = str(tmp_path / "model")
+    bundle.save(place, spec, arrays)
+    assert bundle.load_spec(place).preparation == preparation
+    large = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8), quality=95)
+    files = {"a.jpg": large, "b.jpg": b"", "c.jpg": jpeg(1)}
+    (chunk,) = listed(tmp_path, files)
+    spec = scorer_spec(place, tmp_path, num_crops=3)
+    ChunkScorer(spec)(chunk, Items(lambda _: nullcontext()))
+    rows = rows_of(spec, [chunk])
+    pixels = decode(large, spec.limits).pixels
+    corners = [(round(x * (70 - 32)), round(y * (50 - 32))) for x, y in spread(3)]
+    assert len(set(corners)) == 3
+    crops = np.stack([pixels[top : top + 32, left : left + 32] for left, top in corners])
+    logits = Predictor(place, precision="fp32").logits(crops)
+    assert np.ptp(logits) > 1e-4
+    assert rows["a.jpg"]["logit"] == pytest.approx(logits.mean(), abs=1e-6)
+    assert rows["a.jpg"]["p_fake"] == pytest.approx(1 / (1 + np.exp(-logits.mean() / 2)), abs=1e-6)
+    assert rows["b.jpg"]["error_code"] == "empty"
+    assert rows["c.jpg"]["status"] == "ok"

@@ -37,19 +37,3 @@ class Fragile:
         if word == "error":
             raise KeyError("an ordinary one")
         return word.upper()
-
-
-def single_scorer(spec):
-    """A scorer as it is."""
-    from deepfake_ray.scorer import ChunkScorer
-
-    return ChunkScorer(spec)
-
-
-def threaded_scorer(spec):
-    """A scorer that decodes with threads, as beside a GPU."""
-    from dataclasses import replace
-
-    scorer = single_scorer(spec)
-    scorer._loader = replace(scorer._loader, num_threads=spec.num_threads)
-    return scorer
