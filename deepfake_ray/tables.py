@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 
 from deepfake_ray import schema, storage
 from deepfake_ray.errors import UserError
@@ -199,11 +200,11 @@ def _inventory_csv(part: str, names: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _inventory_parquet(part: str) -> Iterator[pa.Table]:
-    fs, path = storage.filesystem(part)
-    data = pads.dataset(path, filesystem=fs, format="parquet")
-    columns = [name for name in data.schema.names if name in _INVENTORY_COLUMNS.values()]
-    for batch in data.to_batches(columns=columns, batch_size=ROWS_PER_PAGE, batch_readahead=1, fragment_readahead=1):
-        yield pa.Table.from_batches([batch])
+    with storage.open_file(part) as file:
+        parquet = pq.ParquetFile(file)  # less eager than a dataset, whose memory is that of whole row groups
+        columns = [name for name in parquet.schema_arrow.names if name in _INVENTORY_COLUMNS.values()]
+        for batch in parquet.iter_batches(columns=columns, batch_size=ROWS_PER_PAGE):
+            yield pa.Table.from_batches([batch])
 
 
 def _inventory_files(table: pa.Table, bucket: str) -> pa.Table:
