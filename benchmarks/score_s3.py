@@ -109,9 +109,10 @@ def compare(arguments, server, paths, scratch):
         served = cpu_of(server.process)
         remote, _ = job(f"{scratch}/s3.txt", f"{scratch}/model", f"{scratch}/s3-{repeat}")
         served = (cpu_of(server.process) - served) / (len(paths) / remote["images_per_s"])
-        ratios.append(remote["images_per_s"] / local["images_per_s"])
-        print(f"local {local['images_per_s']:.1f}, S3 {remote['images_per_s']:.1f} images/s, ratio {ratios[-1]:.3f}, the "
-              f"server took {served:.2f} of a core", flush=True)  # fmt: skip
+        speeds = local["images_per_s"], remote["images_per_s"]
+        ratios.append(speeds[1] / speeds[0])
+        print(f"local {speeds[0]:.1f}, S3 {speeds[1]:.1f} images/s, ratio {ratios[-1]:.3f}, the server took "
+              f"{served:.2f} of a core", flush=True)  # fmt: skip
     print(f"{arguments.arch} {arguments.image_size} px: median ratio {statistics.median(ratios):.3f}")
     clients(fs, uris, server)
 

@@ -131,6 +131,9 @@ class _ScoringConfig:
     crops: int = 1
     """Squares that are cut out of each image and scored, for a model that was trained on crops (--recipe robust): the
     mean of their logits counts."""
+    skip_known: str | None = None
+    """Output of an earlier run: its scores by the same model are taken over for images whose etag, or size and time,
+    are the same in the listing, which are not fetched then, and for bytes that are the same, which are not decoded."""
     threshold: str = "balanced"
     """An image is called fake from this p_fake on: default (.5), balanced, fpr_1, fpr_5 (chosen on the model's
     validation split), or a number between 0 and 1."""
@@ -171,9 +174,6 @@ class ScoreConfig(_ScoringConfig, JobConfig):
     matches one is scored, whatever its suffix. Default: what has an image's suffix or none."""
     exclude: tuple[str, ...] = ()
     """Glob patterns like those of --include; what matches one is not scored."""
-    skip_known: str | None = None
-    """Output of an earlier run: its scores by the same model are taken over for images whose etag, or size and time,
-    are the same in the listing, which are not fetched then, and for bytes that are the same, which are not decoded."""
 
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)

@@ -19,7 +19,7 @@ import pyarrow.dataset as pads
 from deepfake_ray import bundle, known, manifest, schema, storage
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
 from deepfake_ray.errors import OF_THE_STORAGE, JobError, UserError
-from deepfake_ray.images import CROP, Limits
+from deepfake_ray.images import CROP, Limits, Preparation
 from deepfake_ray.listing import Pick
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import scored_chunks
@@ -28,7 +28,7 @@ from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, Report, ScorerSpec
 from deepfake_ray.session import check_places, cluster_nodes
 
-RUN = "run.json"
+RUN, MANIFEST = "run.json", "manifest"
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 16
 CHUNKS_PER_ACTOR = 16
 """Wanted: few enough to cost nothing, many enough to keep all actors busy to the end."""
@@ -70,9 +70,7 @@ def score_manifest(
     """
     started = time.monotonic()
     output = storage.absolute(config.output)
-    run_uri, manifest_uri = storage.join(output, RUN), storage.join(output, "manifest")
-    known_uri = storage.join(output, CHUNKS, known.FILE)
-    skip_known = config.skip_known if isinstance(config, ScoreConfig) else None
+    run_uri = storage.join(output, RUN)
     model = bundle.load_spec(config.model)
     if config.crops > 1 and model.preparation.resize != CROP:
         raise UserError(
@@ -89,24 +87,8 @@ def score_manifest(
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
     placement = plan_scoring(cluster_nodes(), config.num_workers, config.use_gpu)
     if not resuming:
-        listed = _list(pages, manifest_uri)
-        batch_size, rows_per_chunk = _sizes(listed.num_images, config.batch_size, placement, model)
-        run = {
-            "run_id": uuid.uuid4().hex[:16],
-            "status": "running",
-            "model_id": model.model_id,
-            "num_images": listed.num_images,
-            "manifest_sha256": listed.sha256,
-            "num_other_files": listed.num_other_files,
-            "batch_size": batch_size,
-            "rows_per_chunk": rows_per_chunk,
-            "config": config.to_json(),
-        }
-        if skip_known is not None:
-            number = known.build(skip_known, model.model_id, known_uri)
-            say(f"{number:,} images of {skip_known} have a score of this model")
-        # Written after the manifest: an output that has it has all that a resumed run needs.
-        storage.write_json(run_uri, run)
+        run = _begin(config, model, placement, pages)
+    manifest_uri = storage.join(output, MANIFEST)
     if run["num_other_files"]:
         say(f"{run['num_other_files']:,} other files are no images; see {manifest_uri}/{manifest.OTHER_FILES}")
     layout = Layout(output, manifest.chunks(manifest_uri, run["rows_per_chunk"]))
@@ -122,7 +104,7 @@ def score_manifest(
         max_error_share=config.max_error_share,
         device="cuda" if placement.use_gpu else "cpu",
         run_id=run["run_id"],
-        known=None if skip_known is None else known_uri,
+        known=None if config.skip_known is None else _known_file(config),
     )
     left = layout.chunks_left()
     if resuming:
@@ -151,6 +133,38 @@ def score_manifest(
     return run
 
 
+def _begin(
+    config: ScoreConfig | EvaluateConfig,
+    model: bundle.Spec,
+    placement: ScoringPlacement,
+    pages: Callable[[], Iterable[manifest.Page]],
+) -> dict[str, Any]:
+    """List the images and write all that a resumed run needs; returns `run.json` as it begins."""
+    output = storage.absolute(config.output)
+    listed = _list(pages, storage.join(output, MANIFEST))
+    batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation)
+    run = {
+        "run_id": uuid.uuid4().hex[:16],
+        "status": "running",
+        "model_id": model.model_id,
+        "num_images": listed.num_images,
+        "manifest_sha256": listed.sha256,
+        "num_other_files": listed.num_other_files,
+        "batch_size": batch_size,
+        "rows_per_chunk": rows_per_chunk,
+        "config": config.to_json(),
+    }
+    if config.skip_known is not None:
+        number = known.build(config.skip_known, model.model_id, _known_file(config))
+        say(f"{number:,} images of {config.skip_known} have a score of this model")
+    storage.write_json(storage.join(output, RUN), run)  # last: an output that has it has the rest
+    return run
+
+
+def _known_file(config: ScoreConfig | EvaluateConfig) -> str:
+    return storage.join(storage.absolute(config.output), CHUNKS, known.FILE)
+
+
 def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> manifest.Listed:
     """Write the manifest; if that fails, nothing of it stays."""
     last_line = time.monotonic()
@@ -168,14 +182,16 @@ def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> ma
         raise
 
 
-def _sizes(num_images: int, batch_size: int | None, placement: ScoringPlacement, model: bundle.Spec) -> tuple[int, int]:
+def _sizes(
+    num_images: int, config: ScoreConfig | EvaluateConfig, placement: ScoringPlacement, preparation: Preparation
+) -> tuple[int, int]:
     """Images a forward pass, and a chunk: whole batches, so that only the last pass may have empty places."""
-    batch_size = batch_size or (GPU_BATCH_SIZE if placement.use_gpu else CPU_BATCH_SIZE)
+    batch_size = config.batch_size or (GPU_BATCH_SIZE if placement.use_gpu else CPU_BATCH_SIZE)
     share = ceil(num_images / placement.num_actors)
     if share < batch_size:
         return share, share
-    at_most = min(PIXELS_PER_CHUNK // model.preparation.image_size**2, manifest.ROWS_PER_GROUP)
-    wanted = min(share / CHUNKS_PER_ACTOR, at_most)
+    pixels = preparation.image_size**2 * config.crops
+    wanted = min(share / CHUNKS_PER_ACTOR, PIXELS_PER_CHUNK / pixels, manifest.ROWS_PER_GROUP)
     return batch_size, max(1, round(wanted / batch_size)) * batch_size
 
 

@@ -35,16 +35,17 @@ def test_the_command_line_loads_neither_ray_nor_torch(module):
 
 @pytest.mark.parametrize(
     "module",
-    ["augment", "bundle", "fetch", "images", "inference", "loading", "metrics", "models", "report", "sampling",
-     "storage", "weights"],
+    ["allocator", "augment", "bundle", "fetch", "images", "inference", "isolation", "known", "listing", "loading",
+     "manifest", "metrics", "models", "report", "s3", "sampling", "scorer", "storage", "tables", "weights"],
 )  # fmt: skip
 def test_pure_work_never_loads_ray(module):
     loaded = python(f"import sys, deepfake_ray.{module}; print('ray' in sys.modules)")
     assert loaded.strip() == "False"
 
 
-def test_the_scoring_driver_needs_no_torch():
-    assert python("import sys, deepfake_ray.scoring; print('torch' in sys.modules)").strip() == "False"
+@pytest.mark.parametrize("module", ["scoring", "scorer", "parts"])
+def test_the_scoring_driver_needs_no_torch(module):
+    assert python(f"import sys, deepfake_ray.{module}; print('torch' in sys.modules)").strip() == "False"
 
 
 @pytest.mark.parametrize("job", CONFIGS)

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -160,6 +161,9 @@ def hostile_folder(folder):
         "deep.png": (encoded(deep, "PNG"), None),
         "png named.jpg": (png, None),
         "odd # name %20?.png": (png, None),
+        "new\nline.png": (png, None),
+        "quotes'\".png": (png, None),
+        "caf\\xe9.png": (png, None),  # a byte that is not UTF-8
         "broken.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
         "ended.jpg": (jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"),
         "empty.jpg": (b"", "empty"),
@@ -167,10 +171,12 @@ def hostile_folder(folder):
         "cut.png": (png[: len(png) // 2], "truncated"),
     }
     for name, (data, _) in files.items():
-        (folder / name).write_bytes(data)
+        (folder / os.fsdecode(name.encode().replace(b"\\xe9", b"\xe9"))).write_bytes(data)
+    (folder / "gigabyte.jpg").write_bytes(jpeg)
+    os.truncate(folder / "gigabyte.jpg", 1 << 30)
     (folder / "gone.jpg").symlink_to(folder / "nothing")
     (folder / "notes.txt").write_text("not listed as an image")
-    return {name: code for name, (_, code) in files.items()} | {"gone.jpg": "not_found"}
+    return {name: code for name, (_, code) in files.items()} | {"gone.jpg": "not_found", "gigabyte.jpg": "too_large"}
 
 
 def test_broken_files_are_rows_with_codes(trained, tmp_path):
@@ -211,6 +217,18 @@ def test_known_scores_are_taken_over(trained, sample_folder, tmp_path):
     changing = ["run_id", "scored_at"]
     assert read(tmp_path / "a").drop(changing) == read(tmp_path / "b").drop(changing)
     assert sorted(os.listdir(tmp_path / "b")) == ["_SUCCESS", "manifest", "predictions", "run.json"]
+
+
+def test_the_readme_reads_the_predictions(trained, sample_folder, tmp_path):
+    """Its Python block, run as it stands."""
+    score(images=sample_folder / "Test", model=trained / "model", output=tmp_path / "runs" / "first-scores")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = read(tmp_path / "runs" / "first-scores")
+    num_fake = rows["predicted_label"].to_pylist().count("fake")
+    assert f"\n{num_fake}\n" in done.stdout
+    assert re.search(rf"fake\s+│\s+{num_fake} ", done.stdout)
 
 
 def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_folder, tmp_path):

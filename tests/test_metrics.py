@@ -63,6 +63,11 @@ def test_temperature_is_recovered():
     assert metrics.fit_temperature(labels, 3 * true) == pytest.approx(3, rel=0.05)
 
 
+def test_temperature_keeps_some_doubt():
+    """Told apart without an error: any lower temperature has a lower loss."""
+    assert metrics.fit_temperature([0, 0, 1, 1], [-3, -2, 2, 3]) == pytest.approx(0.5, abs=1e-4)
+
+
 def test_p_fake_divides_by_the_temperature():
     assert bundle.p_fake_of([2 * math.log(3)], 2.0)[0] == pytest.approx(0.75)
 
