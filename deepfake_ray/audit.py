@@ -1,17 +1,31 @@
-"""What is wrong with a labelled data set before any model sees it: imbalance, groups in two splits."""
+"""What is wrong with a labelled data set before any model sees it: imbalance, leaks, files that give the class away."""
 
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from deepfake_ray import manifest, schema
+
+SHORTCUT_AUC = 0.6
+"""Warn when the files alone tell the classes apart better than this."""
+MAX_IMAGES_FOR_SHORTCUT = 20_000
+MIN_IMAGES_FOR_SHORTCUT = 50
+"""Of each class; fewer give an AUC that means nothing."""
+EXAMPLES = 20
 
 IMBALANCE = 4.0
 """Warn when one class of a split has more than this many times the images of the other."""
 
 
-def audit(table: pa.Table) -> dict[str, Any]:
+def of_manifest(table: pa.Table) -> dict[str, Any]:
     """Look at a manifest's labelled rows.
 
     Returns:
@@ -47,3 +61,58 @@ def audit(table: pa.Table) -> dict[str, Any]:
         "groups_in_several_splits": leaking,
         "warnings": warnings,
     }
+
+
+def duplicates(table: pa.Table, facts: pa.Table) -> dict[str, Any]:
+    """Images whose bytes are the same in two splits or in two classes.
+
+    Args:
+        table: rows of a manifest, with label and split.
+        facts: of the same rows, `schema.FACTS`.
+
+    Returns:
+        `num_across_splits`, `num_across_classes` (how many different images) and `examples`, of up to 20 the places
+        of each.
+    """
+    frame = pd.DataFrame({name: table[name].to_pylist() for name in ("uri", "label", "split")})
+    frame["sha256"] = facts["sha256"].to_pylist()
+    frame = frame[frame.sha256.notna() & frame.duplicated("sha256", keep=False)]
+    number = frame.groupby("sha256", sort=False)[["label", "split"]].nunique()
+    leaking = number[(number > 1).any(axis=1)].index
+    places = frame[frame.sha256.isin(leaking[:EXAMPLES])].groupby("sha256", sort=False)["uri"].apply(list)
+    return {
+        "num_across_splits": int((number.split > 1).sum()),
+        "num_across_classes": int((number.label > 1).sum()),
+        "examples": places.tolist(),
+    }
+
+
+def zero_pixel_auc(table: pa.Table, facts: pa.Table, seed: int = 0) -> float | None:
+    """How well the files alone, without a pixel, tell the classes apart: ROC AUC, .5 being chance.
+
+    A logistic model on bytes, width, height, bytes per pixel, format and estimated JPEG quality, cross-validated
+    over five folds on at most 20,000 images; None for fewer than 50 of a class.
+    """
+    known = np.array([value is not None for value in facts["format"].to_pylist()], bool)
+    rows = np.flatnonzero(known)
+    if len(rows) > MAX_IMAGES_FOR_SHORTCUT:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_IMAGES_FOR_SHORTCUT, replace=False))
+    frame = facts.take(pa.array(rows)).to_pandas()
+    labels = np.array(table["label"].take(pa.array(rows)).to_pylist()) == schema.CLASSES[schema.FAKE]
+    if min(labels.sum(), (~labels).sum()) < MIN_IMAGES_FOR_SHORTCUT:
+        return None
+    pixels = frame.width.astype(float) * frame.height
+    features = pd.DataFrame(
+        {
+            "bytes": np.log(frame.num_bytes.clip(lower=1)),
+            "width": np.log(frame.width.clip(lower=1)),
+            "height": np.log(frame.height.clip(lower=1)),
+            "bytes_per_pixel": np.log(frame.num_bytes.clip(lower=1) / pixels.clip(lower=1)),
+            "jpeg_quality": frame.jpeg_quality.fillna(0),
+        }
+    )
+    features = pd.concat([features, pd.get_dummies(frame.format, dtype=float)], axis=1)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    scores = cross_val_predict(model, features.to_numpy(), labels, cv=folds, method="decision_function")
+    return float(roc_auc_score(labels, scores))

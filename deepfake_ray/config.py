@@ -102,6 +102,11 @@ class TrainConfig(LabelledDataConfig, JobConfig):
     image_size: int | None = None
     """Side in pixels of the square that images are resized to. Default: the data's median short side, rounded down
     to a multiple of 32, no larger than what the arch was made for (cnn: 128)."""
+    allow_leaks: bool = False
+    """Train although the same image is in two splits or in two classes, which is an error otherwise."""
+    reencode: bool = False
+    """Send the square of each image through a JPEG of quality 90, in training and in scoring: for classes whose files
+    give them away (see the audit's zero_pixel_auc)."""
     early_stopping_patience: int = 5
     """Stop after this many epochs without a better validation AUC."""
     max_failures: int = 3

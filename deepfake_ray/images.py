@@ -54,10 +54,12 @@ class Preparation:
     interpolation: str = "bilinear"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    reencode: int | None = None
+    """Afterwards the square goes through a JPEG of this quality, so that all images share its traces."""
 
     def to_json(self) -> dict[str, Any]:
-        """For model.json."""
-        return asdict(self)
+        """For model.json; what is None is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Preparation":
@@ -183,6 +185,33 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
         raise ImageError(
             ErrorCode.TOO_LARGE, f"{width} x {height} pixels, over the limit of {limits.max_pixels} pixels"
         )
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its picture, without its pixels."""
+
+    format: str
+    width: int
+    height: int
+    jpeg_quality: int | None
+
+
+def header(data: bytes) -> Header | None:
+    """What the first bytes say, not corrected for EXIF; None where they make no sense."""
+    kind = sniff(data)
+    try:
+        if kind == "jpeg":
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            return Header(kind, width, height, jpeg_quality(data))
+        if kind is None or kind not in _PILLOW or (kind == "heic" and not _register_heif()):
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=[_PILLOW[kind]]) as image:
+                return Header(kind, *image.size, None)
+    except Exception:  # as in `decode`; here a damaged file is of no interest
+        return None
 
 
 # --- JPEG
@@ -354,6 +383,14 @@ def prepare(pixels: Pixels, preparation: Preparation, place: Place = CENTER) -> 
         preparation: how.
         place: of the crop, where the preparation crops.
     """
+    square = _square(pixels, preparation, place)
+    if preparation.reencode is None:
+        return square
+    data = simplejpeg.encode_jpeg(np.ascontiguousarray(square), preparation.reencode, colorsubsampling="420")
+    return simplejpeg.decode_jpeg(data, "RGB")
+
+
+def _square(pixels: Pixels, preparation: Preparation, place: Place) -> Pixels:
     size = preparation.image_size
     height, width = pixels.shape[:2]
     if preparation.resize == STRETCH:

@@ -5,12 +5,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
-from deepfake_ray.images import CENTER, Limits, Pixels, Place, Preparation, decode, prepare
+from deepfake_ray.images import CENTER, Limits, Pixels, Place, Preparation, decode, header, prepare
 from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
 
 T = TypeVar("T")
@@ -111,6 +111,25 @@ class Loader:
             height=image.height,
             jpeg_quality=image.jpeg_quality,
         )
+
+
+def read_facts(uris: Sequence[str], limits: Limits) -> Iterator[Loaded]:
+    """What the files of images tell without their pixels, in the order of `uris`; `error` where one cannot be fetched.
+
+    A file that is no image has neither format nor size.
+    """
+
+    def read(position: int) -> Loaded:
+        try:
+            data = fetch(uris[position], limits.max_bytes)
+        except ImageError as error:
+            return Loaded(error=error)
+        found = header(data)
+        facts = {} if found is None else asdict(found)
+        return Loaded(sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data), **facts)
+
+    at_once = 1 if all(is_local(uri) for uri in uris) else REMOTE_REQUESTS
+    yield from _ahead(read, len(uris), at_once)
 
 
 def _ahead(function: Callable[[int], T], number: int, num_threads: int) -> Iterator[T]:

@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import ray
 
 from deepfake_ray import schema, storage
-from deepfake_ray.errors import OF_THE_STORAGE
+from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.manifest import Chunk
 from deepfake_ray.scorer import chunk_file
+from deepfake_ray.session import cause_of
 
 CHUNKS = "chunks"
 ROWS_PER_PART = 1_000_000
@@ -73,8 +74,17 @@ class Layout:
             self._merging.append(task.remote(files, storage.join(self.predictions, _part_name(part))))
 
     def finish(self) -> None:
-        """Wait until all parts are there, and remove what is left of the chunks."""
-        ray.get(self._merging)
+        """Wait until all parts are there, and remove what is left of the chunks.
+
+        Raises:
+            JobError: a part cannot be written.
+        """
+        try:
+            ray.get(self._merging)
+        except ray.exceptions.RayError as error:
+            raise JobError(
+                f"a part of predictions/ cannot be written: {cause_of(error)}; mend it and --resume"
+            ) from error
         storage.delete_directory(self.chunk_folder)
 
 

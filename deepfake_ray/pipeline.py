@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from deepfake_ray import augment, manifest, storage
+from deepfake_ray import augment, manifest
 from deepfake_ray.errors import JobError
 from deepfake_ray.images import Limits, Preparation
 from deepfake_ray.isolation import Isolated
-from deepfake_ray.loading import Loader
+from deepfake_ray.loading import Loader, read_facts
 from deepfake_ray.placement import ScoringPlacement
 from deepfake_ray.sampling import Sampler, Task
-from deepfake_ray.schema import CLASSES, TRAIN, VALIDATION
+from deepfake_ray.schema import CLASSES, FACTS, TRAIN, VALIDATION
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
+from deepfake_ray.session import cause_of
 
 IMAGES_PER_TASK = 1024
 BYTES_PER_TASK = 16 * 1024 * 1024
@@ -63,6 +64,35 @@ def context(cpus: float | None = None) -> DataContext:
             cpu=cpus, object_store_memory=BYTES_AHEAD
         )
     return fresh
+
+
+# --- auditing
+
+IMAGES_PER_LOOK = 1024
+
+
+@dataclass(frozen=True)
+class ReadFacts:
+    """Runs in Ray Data's tasks: what the files of images tell."""
+
+    limits: Limits
+
+    def __call__(self, work: pa.Table) -> pa.Table:
+        """A column uri -> `schema.FACTS`, in order."""
+        found = list(read_facts(work["uri"].to_pylist(), self.limits))
+        columns = {name: [getattr(image, name) for image in found] for name in FACTS.names}
+        return pa.table(columns, schema=FACTS)
+
+
+def image_facts(uris: pa.ChunkedArray, limits: Limits, cpus: float) -> pa.Table:
+    """`schema.FACTS` of images, in the order of `uris`, read by as many tasks as there are CPUs."""
+    table = pa.table({"uri": uris})
+    blocks = [table.slice(start, IMAGES_PER_LOOK) for start in range(0, len(table), IMAGES_PER_LOOK)]
+    with DataContext.current(context(cpus)):
+        facts = ray.data.from_arrow(blocks).map_batches(
+            ReadFacts(limits), batch_size=None, batch_format="pyarrow", num_cpus=min(1.0, cpus)
+        )
+    return pa.concat_tables(ray.get(facts.to_arrow_refs()))
 
 
 # --- training
@@ -262,10 +292,6 @@ def scored_chunks(chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement:
         for row in done.iter_rows():
             yield row["result"]
     except ray.exceptions.RayError as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
         raise JobError(
-            f"a scorer failed: {type(cause).__name__}: {storage.first_line(cause)}; what is written stays, and "
-            "--resume goes on from there"
+            f"a scorer failed: {cause_of(error)}; what is written stays, and --resume goes on from there"
         ) from error

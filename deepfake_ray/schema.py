@@ -66,6 +66,18 @@ PREDICTIONS = pa.schema(
     metadata={"deepfake_ray.schema": f"predictions/{SCHEMA_VERSION}"},
 )
 
+FACTS = pa.schema(
+    [
+        pa.field("sha256", pa.string()),
+        pa.field("num_bytes", pa.int64()),
+        pa.field("format", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("jpeg_quality", pa.int32()),
+    ]
+)
+"""What the file of an image tells without its pixels; all null if it could not be read."""
+
 METRICS = pa.schema(
     [
         pa.field("metric", pa.string(), nullable=False),

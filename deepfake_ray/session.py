@@ -51,6 +51,13 @@ def cluster_nodes() -> list[Node]:
     return [node for node in nodes if node.num_cpus > 0]
 
 
+def cause_of(error: BaseException) -> str:
+    """What went wrong in a worker, below what Ray says of it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {storage.first_line(error)}"
+
+
 def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) -> None:
     """Make sure, from a worker, that the input can be read and the output written, before long work begins.
 

@@ -19,14 +19,13 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from tensorboardX import SummaryWriter
 
-from deepfake_ray import __version__, bundle, manifest, metrics, models, report, schema, storage, weights
-from deepfake_ray.audit import audit
+from deepfake_ray import __version__, audit, bundle, manifest, metrics, models, report, schema, storage, weights
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import CROP, STRETCH, Limits, Preparation, decode
 from deepfake_ray.labels import read_labelled
-from deepfake_ray.pipeline import TrainingTables
+from deepfake_ray.pipeline import TrainingTables, image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.session import check_places, cluster_nodes
@@ -42,6 +41,7 @@ from deepfake_ray.trainer import (
 
 log = logging.getLogger(__name__)
 
+REENCODED_QUALITY = 90
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
 
@@ -79,6 +79,11 @@ def train(config: TrainConfig) -> bundle.Spec:
         # The order of rows and the batch-norm statistics depend on the number of workers.
         require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
     else:
+        cpus = sum(node.num_cpus for node in cluster_nodes())
+        of_files = _look_at_files(images, config, cpus)
+        findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
+        for warning in findings["warnings"]:
+            say(f"warning: {warning}")
         manifest.write(images, storage.join(output, "manifest"))
         storage.write_json(storage.join(output, "audit.json"), findings)
         # Written last: an output that has it has all that a resumed run needs.
@@ -90,7 +95,9 @@ def train(config: TrainConfig) -> bundle.Spec:
     )
     counts = findings["num_images"]
     resize = STRETCH if config.recipe == "baseline" else CROP
-    preparation = Preparation(image_size=settings["image_size"], resize=resize)
+    preparation = Preparation(
+        image_size=settings["image_size"], resize=resize, reencode=REENCODED_QUALITY if config.reencode else None
+    )
     spec = LoopSpec(
         config=config,
         preparation=preparation,
@@ -147,7 +154,7 @@ def default_global_batch_size(image_size: int, num_workers: int) -> int:
 
 
 def _look_at_data(images: manifest.Manifest) -> dict[str, Any]:
-    findings = audit(images.table)
+    findings = audit.of_manifest(images.table)
     counts = findings["num_images"]
     for needed in (schema.TRAIN, schema.VALIDATION):
         if needed not in counts:
@@ -159,9 +166,32 @@ def _look_at_data(images: manifest.Manifest) -> dict[str, Any]:
     say(f"images: {'; '.join(parts)}")
     if images.other_files:
         say(f"{len(images.other_files):,} other files are no images and are left out, such as {images.other_files[0]}")
-    for warning in findings["warnings"]:
-        say(f"warning: {warning}")
     return findings
+
+
+def _look_at_files(images: manifest.Manifest, config: TrainConfig, cpus: float) -> dict[str, Any]:
+    """The part of the audit that reads every image."""
+    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+    facts = image_facts(images.table["uri"], limits, cpus)
+    found = audit.duplicates(images.table, facts)
+    auc = audit.zero_pixel_auc(images.table, facts, config.seed)
+    leaks = (
+        f"{found['num_across_splits']:,} images are in two splits and {found['num_across_classes']:,} in two classes"
+    )
+    warnings = []
+    if found["examples"]:
+        if not config.allow_leaks:
+            raise UserError(
+                f"An image must not be in two splits or two classes: {leaks}, with the same bytes, such as "
+                f"{' and '.join(found['examples'][0][:2])}; remove them, or add --allow-leaks."
+            )
+        warnings.append(f"{leaks}: figures on them flatter the model")
+    if auc is not None and auc > audit.SHORTCUT_AUC and not config.reencode:
+        warnings.append(
+            f"the files alone (bytes, size, format, JPEG quality), without a pixel, tell the classes apart with an AUC "
+            f"of {auc:.3f}: the model may learn that instead of the pictures; --reencode sends both through one JPEG"
+        )
+    return {"duplicates": found, "zero_pixel_auc": auc, "warnings": warnings}
 
 
 def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:

@@ -1,7 +1,9 @@
+import numpy as np
 import pyarrow as pa
+import pytest
 
 from deepfake_ray import schema
-from deepfake_ray.audit import audit
+from deepfake_ray.audit import duplicates, of_manifest, zero_pixel_auc
 
 
 def table(rows):
@@ -13,7 +15,7 @@ def table(rows):
 
 
 def test_groups_in_two_splits_are_named():
-    found = audit(
+    found = of_manifest(
         table(
             [
                 ("real", "train", None, "anna"),
@@ -31,7 +33,61 @@ def test_groups_in_two_splits_are_named():
 
 def test_imbalance_is_warned_of():
     rows = [("real", "train", None, None)] * 2 + [("fake", "train", None, None)] * 9
-    found = audit(table(rows))
+    found = of_manifest(table(rows))
     assert found["num_images"] == {"train": {"real": 2, "fake": 9}}
     assert "train is unbalanced (2 real, 9 fake)" in found["warnings"][0]
-    assert audit(table(rows[:9]))["warnings"] == []
+    assert of_manifest(table(rows[:9]))["warnings"] == []
+
+
+def facts(rows):
+    names = schema.FACTS.names
+    return pa.table({name: [row.get(name) for row in rows] for name in names}, schema=schema.FACTS)
+
+
+def test_duplicates_across_splits_and_classes_are_named():
+    rows = table(
+        [
+            ("real", "train", None, None),  # 0: also in test
+            ("real", "train", None, None),  # 1: twice in the same place: no leak
+            ("real", "train", None, None),  # 2
+            ("fake", "train", None, None),  # 3: also called real
+            ("real", "train", None, None),  # 4
+            ("real", "test", None, None),  # 5
+            ("fake", "test", None, None),  # 6: unreadable, as is the next
+            ("fake", "train", None, None),  # 7
+        ]
+    )
+    found = duplicates(rows, facts([{"sha256": s} for s in ("a", "b", "b", "c", "c", "a", None, None)]))
+    assert found == {"num_across_splits": 1, "num_across_classes": 1, "examples": [["0", "5"], ["3", "4"]]}
+
+
+def shortcut(of_real, of_fake, number=200):
+    rng = np.random.default_rng(0)
+    labels = ["real", "fake"] * number
+    rows = []
+    for label in labels:
+        common = {"sha256": "x", "num_bytes": int(rng.normal(20_000, 3_000)), "format": "jpeg", "width": 64,
+                  "height": 64, "jpeg_quality": 90}  # fmt: skip
+        rows.append(common | (of_real(rng) if label == "real" else of_fake(rng)))
+    return zero_pixel_auc(table([(label, "train", None, None) for label in labels]), facts(rows))
+
+
+def test_files_that_tell_nothing_have_an_auc_of_chance():
+    assert shortcut(lambda _: {}, lambda _: {}) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("of_fake", "least"),
+    [
+        (lambda _: {"jpeg_quality": 75}, 0.99),
+        (lambda _: {"format": "png", "jpeg_quality": None}, 0.99),
+        (lambda _: {"width": 1024, "height": 1024}, 0.99),
+        (lambda rng: {"num_bytes": int(rng.normal(25_000, 3_000))}, 0.85),  # 1.67 deviations: .88
+    ],
+)
+def test_files_that_give_the_class_away_are_found(of_fake, least):
+    assert shortcut(lambda _: {}, of_fake) >= least
+
+
+def test_too_few_files_mean_nothing():
+    assert shortcut(lambda _: {}, lambda _: {"format": "png"}, number=20) is None

@@ -3,6 +3,7 @@ import struct
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from deepfake_ray.errors import ErrorCode, ImageError
@@ -236,3 +237,27 @@ def test_places_are_spread():
     assert all(0 <= x < 1 and 0 <= y < 1 for x, y in places)
     gaps = [np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(places) for b in places[:i]]
     assert min(gaps) > 0.2
+
+
+def test_headers_tell_without_pixels():
+    import hostile
+
+    from deepfake_ray.images import Header, header
+
+    for name, data in hostile.valid().items():
+        kind = hostile.kind_of(name)
+        quality = {"jpeg": 90, "jpeg-progressive": 75, "jpeg-420": 50}.get(name)
+        assert header(data) == Header(kind, 120, 96, quality)
+    assert header(b"") is header(b"no image") is header(b"\x89PNG\r\n\x1a\n") is None
+
+
+def test_reencoding_gives_all_images_the_traces_of_one_jpeg():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+    preparation = Preparation(image_size=48, reencode=60)
+    found = prepare(pixels, preparation)
+    expected = np.asarray(Image.open(io.BytesIO(simplejpeg.encode_jpeg(pixels, 60, colorsubsampling="420"))))
+    assert np.abs(found.astype(int) - expected).max() <= 2  # two decoders
+    assert np.abs(found.astype(int) - pixels).mean() > 5
+    assert Preparation.from_json(preparation.to_json()) == preparation
+    assert "reencode" not in Preparation(image_size=48).to_json()  # a bundle from before keeps its id

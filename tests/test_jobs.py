@@ -6,12 +6,14 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -238,11 +240,12 @@ def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_f
     train(
         TrainConfig(
             data=str(sample_folder), output=str(output), epochs=1, recipe="robust", image_size=24, limit=80,
-            global_batch_size=16,
+            global_batch_size=16, reencode=True,
         )
     )  # fmt: skip
     model = json.load(open(output / "model" / "model.json"))
     assert (model["preparation"]["resize"], model["preparation"]["image_size"]) == ("crop", 24)
+    assert model["preparation"]["reencode"] == 90
     assert "a square of 24 x 24 px cut out of it" in (output / "model" / "MODEL_CARD.md").read_text()
     images = sample_folder / "Test" / "Real"
     score(images=images, model=output / "model", output=tmp_path / "one")
@@ -250,6 +253,27 @@ def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_f
     one, four = (read(tmp_path / name)["logit"].to_numpy() for name in ("one", "four"))
     assert np.abs(one - four).max() > 0
     assert np.corrcoef(one, four)[0, 1] > 0.5
+
+
+def test_an_image_in_two_splits_is_refused_or_named(ray_2_cpus, sample_folder, tmp_path):
+    from deepfake_ray.training import train
+
+    data = tmp_path / "data"
+    shutil.copytree(sample_folder, data)
+    original = next((data / "Train" / "Real").rglob("*.jpg"))
+    shutil.copy(original, data / "Test" / "Real" / "copy.jpg")
+    config = TrainConfig(data=str(data), output=str(tmp_path / "o"), epochs=1)
+    with pytest.raises(UserError, match=r"1 images are in two splits and 0 in two classes.*copy\.jpg.*--allow-leaks"):
+        train(config)
+    assert not (tmp_path / "o").exists()
+    train(replace(config, allow_leaks=True))
+    found = json.load(open(tmp_path / "o" / "audit.json"))
+    assert found["duplicates"] == {
+        "num_across_splits": 1, "num_across_classes": 0,
+        "examples": [sorted([str(original), str(data / "Test" / "Real" / "copy.jpg")])],
+    }  # fmt: skip
+    assert any("1 images are in two splits" in warning for warning in found["warnings"])
+    assert 0 <= found["zero_pixel_auc"] <= 1
 
 
 def test_crops_need_a_model_that_crops(trained, sample_folder, tmp_path):
