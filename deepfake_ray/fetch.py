@@ -7,7 +7,7 @@ from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.s3 import get_object
 from deepfake_ray.storage import REQUEST_TIMEOUT_S, first_line, is_local, object_store, split_uri
 
-REMOTE_REQUESTS = 16
+REMOTE_REQUESTS = 32
 """Requests in flight for each fetching process."""
 
 

@@ -133,15 +133,20 @@ def read_facts(uris: Sequence[str], limits: Limits) -> Iterator[Loaded]:
 
 
 def _ahead(function: Callable[[int], T], number: int, num_threads: int) -> Iterator[T]:
-    """`map(function, range(number))` with threads, in order, at most twice as many results ahead as threads."""
+    """`map(function, range(number))` with threads, in order, at most twice as many results ahead as threads.
+
+    Work is handed out in bursts, one item for each thread: a request that is alone on the way costs client and server
+    twice as much CPU as one of many (benchmarks/results/scoring_2cpu_20261122.md).
+    """
     pending: deque[Future[T]] = deque()
+    next_one = 0
     with ThreadPoolExecutor(num_threads) as threads:
         try:
-            for position in range(number):
-                if len(pending) >= 2 * num_threads:
-                    yield pending.popleft().result()
-                pending.append(threads.submit(function, position))
-            while pending:
+            while pending or next_one < number:
+                if len(pending) <= num_threads:
+                    burst = range(next_one, min(next_one + num_threads, number))
+                    pending.extend(threads.submit(function, position) for position in burst)
+                    next_one += len(burst)
                 yield pending.popleft().result()
         finally:
             for future in pending:

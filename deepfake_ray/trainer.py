@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deepfake_ray import metrics, models, schema
+from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.images import Limits, Preparation
 from deepfake_ray.pipeline import Batch, TrainingTables, training_batches
@@ -331,6 +332,7 @@ class _Loop:
 
 def train_loop(spec: dict[str, LoopSpec]) -> None:
     """What each Ray Train worker runs."""
+    keep_freed_memory()
     _Loop(spec["spec"]).run()
 
 
