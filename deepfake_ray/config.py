@@ -100,8 +100,8 @@ class TrainConfig(LabelledDataConfig, JobConfig):
     global_batch_size: int | None = None
     """Images a step, over all workers. Default: 128 for images up to 64 px, else 32."""
     image_size: int | None = None
-    """Side in pixels of the square that images are resized to. Default: the data's median short side, rounded down
-    to a multiple of 32, no larger than what the arch was made for (cnn: 128)."""
+    """Side in pixels of the square that images are resized to, or that is cut out of them. Default: the data's median
+    short side, rounded down to a multiple of 32, no larger than what the arch was made for (cnn: 128)."""
     allow_leaks: bool = False
     """Train although the same image is in two splits or in two classes, which is an error otherwise."""
     reencode: bool = False

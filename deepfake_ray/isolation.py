@@ -1,21 +1,20 @@
 """Work in a process of its own, so that an item on which it crashes or hangs costs that item and not the run.
 
-The process notes in shared memory which items it is at. When it dies, those items are suspects: a fresh process is
-told to try each of them alone, before the rest. A suspect that it dies of again is given up. An item that takes too
-long is given up at once, the process with it. Knows no Ray, and nothing of images.
+The process notes in shared memory which item it is at. When it dies there, a fresh one begins anew; the item that it
+dies of twice is given up. An item that takes too long is given up at once, the process with it. Knows no Ray, and
+nothing of images.
 """
 
 import importlib
 import mmap
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
@@ -30,33 +29,30 @@ _NO_ITEM = -1.0
 
 
 class _InFlight:
-    """The items that a process is at, in memory that outlives it: float64 rows of item, second when it began."""
+    """The item that a process is at, in memory that outlives it: float64 item, and second when it began."""
 
-    def __init__(self, memory: int, num_slots: int):
-        size = num_slots * 16
-        os.truncate(memory, size)
-        self.table = np.frombuffer(mmap.mmap(memory, size), np.float64).reshape(num_slots, 2)
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(num_slots):
-            self._free.put(slot)
+    def __init__(self, memory: int):
+        os.truncate(memory, 16)
+        self._slot = np.frombuffer(mmap.mmap(memory, 16), np.float64)
 
     def clear(self) -> None:
-        self.table[:, 0] = _NO_ITEM
+        self._slot[0] = _NO_ITEM
 
     @contextmanager
     def at(self, item: int) -> Iterator[None]:
-        slot = self._free.get()
-        self.table[slot, 1] = time.monotonic()  # the same clock in all processes of a machine
-        self.table[slot, 0] = item
+        self._slot[1] = time.monotonic()  # the same clock in all processes of a machine
+        self._slot[0] = item
         try:
             yield
         finally:
-            self.table[slot, 0] = _NO_ITEM
-            self._free.put(slot)
+            self._slot[0] = _NO_ITEM
 
-    def items(self, older_than_s: float = 0.0) -> set[int]:
-        old = time.monotonic() - self.table[:, 1] >= older_than_s
-        return {int(item) for item in self.table[old, 0] if item != _NO_ITEM}
+    def item(self) -> int | None:
+        return None if self._slot[0] == _NO_ITEM else int(self._slot[0])
+
+    def seconds(self) -> float:
+        """At the item, if there is one."""
+        return 0.0 if self._slot[0] == _NO_ITEM else time.monotonic() - float(self._slot[1])
 
 
 @dataclass(frozen=True)
@@ -65,8 +61,6 @@ class Items:
 
     at: Callable[[int], Any]
     """A context manager, entered with an item for as long as the worker is at it."""
-    suspects: Sequence[int] = ()
-    """To be tried first, one by one."""
     given_up: Mapping[int, str] = field(default_factory=dict)
     """Not to be touched: item -> why, a crash (`crashed ...`) or a time-out (`took ...`)."""
 
@@ -81,7 +75,6 @@ class Isolated:
     Args:
         worker: `module:Class`; an object is made with `argument`, and called with some work and `Items`.
         argument: for the worker; pickled.
-        num_slots: items that the worker may be at, at a time.
         timeout_s: for one item.
 
     Raises:
@@ -89,53 +82,54 @@ class Isolated:
         WorkerDiedError: see there.
     """
 
-    def __init__(self, worker: str, argument: Any, *, num_slots: int = 1, timeout_s: float = 60.0):
+    def __init__(self, worker: str, argument: Any, *, timeout_s: float = 60.0):
         self._worker, self._argument = worker, argument
-        self._num_slots, self._timeout_s = num_slots, timeout_s
+        self._timeout_s = timeout_s
         self._memory = os.memfd_create("items")
-        self._in_flight = _InFlight(self._memory, num_slots)
+        self._in_flight = _InFlight(self._memory)
         self._start()
 
     def _start(self) -> None:
         self._in_flight.clear()
         self._connection, theirs = Pipe()
-        code = (
-            f"from deepfake_ray.isolation import _serve; _serve({theirs.fileno()}, {self._memory}, {self._num_slots})"
-        )
+        arguments = os.getpid(), theirs.fileno(), self._memory
+        code = f"from deepfake_ray.isolation import _serve; _serve(*{arguments})"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         descriptors = (theirs.fileno(), self._memory)
         self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
         theirs.close()
-        self._connection.send((self._worker, self._argument))
-        self._result()
+        try:
+            self._connection.send((self._worker, self._argument))
+            self._result()
+        except (EOFError, ConnectionError) as error:
+            raise WorkerDiedError(f"{self._worker} could not be started: {self._end()}") from error
 
     def __call__(self, work: Any) -> Any:
         """The worker's result for `work`."""
-        suspects: set[int] = set()
+        suspects: set[int | None] = set()
         given_up: dict[int, str] = {}
         deaths = 0
         while True:
             try:
-                self._connection.send((work, sorted(suspects - set(given_up)), given_up))
+                self._connection.send((work, given_up))
                 return self._result(watch=True)
             except (EOFError, ConnectionError):
-                overdue = self._in_flight.items(older_than_s=self._timeout_s)
-                found = overdue or self._in_flight.items()
+                item, overdue = self._in_flight.item(), self._in_flight.seconds() >= self._timeout_s
                 status = self._end()
-            if overdue:
-                given_up |= dict.fromkeys(overdue, f"took longer than {self._timeout_s:g} s")
-            elif found:
-                given_up |= dict.fromkeys(found & suspects, f"crashed the decoder's process ({status}), twice")
-                suspects |= found
-            else:
+            if item is None:
                 deaths += 1
                 if deaths >= MAX_UNEXPLAINED_DEATHS:
                     raise WorkerDiedError(f"{self._worker} died {deaths} times, the last time of {status}")
+            elif overdue:
+                given_up[item] = f"took longer than {self._timeout_s:g} s"
+            elif item in suspects:
+                given_up[item] = f"crashed the decoder's process ({status}), twice"
+            suspects.add(item)
             self._start()
 
     def _result(self, *, watch: bool = False) -> Any:
         while not self._connection.poll(SECONDS_BETWEEN_LOOKS):
-            if watch and self._in_flight.items(older_than_s=self._timeout_s):
+            if watch and self._in_flight.seconds() >= self._timeout_s:
                 raise EOFError
         succeeded, value = self._connection.recv()
         if not succeeded:
@@ -156,11 +150,11 @@ class Isolated:
         self._end()
 
 
-def _serve(connection_fd: int, memory: int, num_slots: int) -> None:
+def _serve(parent: int, connection_fd: int, memory: int) -> None:
     """What the process runs."""
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(parent,), daemon=True).start()
     connection = Connection(connection_fd)
-    in_flight = _InFlight(memory, num_slots)
+    in_flight = _InFlight(memory)
     with suppress(EOFError):  # the parent has closed its end
         name, argument = connection.recv()
         module, attribute = name.split(":")
@@ -169,9 +163,9 @@ def _serve(connection_fd: int, memory: int, num_slots: int) -> None:
             worker = getattr(importlib.import_module(module), attribute)(argument)
             connection.send((True, None))
         while worker is not None:
-            work, suspects, given_up = connection.recv()
+            work, given_up = connection.recv()
             with _failures_sent(connection):
-                connection.send((True, worker(work, Items(in_flight.at, suspects, given_up))))
+                connection.send((True, worker(work, Items(in_flight.at, given_up))))
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from deepfake_ray.inference import Predictor
-
-T = TypeVar("T")
 
 MIN_IMAGES_TO_STOP = 1_000
 """Fewer images than this say too little about the share of errors to stop a run."""
@@ -164,8 +161,6 @@ class _Reader:
         Ends early when the storage fails too often: wrong credentials must not yield a million error rows.
         """
         uris = rows["uri"].to_pylist()
-        for position in items.suspects:
-            list(self._loader.load_all([uris[position]], partial(_always, items.at(position))))
         settled = {} if self._known is None else self._known.by_version(rows)
         settled |= {position: Loaded(error=_given_up(reason)) for position, reason in items.given_up.items()}
         positions = [position for position in range(len(uris)) if position not in settled]
@@ -177,10 +172,6 @@ class _Reader:
             num_failed += image.error is not None and image.error.code in OF_THE_STORAGE
             if position + 1 >= MIN_IMAGES_TO_STOP and num_failed > self._max_error_share * (position + 1):
                 return
-
-
-def _always(result: T, _: int) -> T:
-    return result
 
 
 def _given_up(reason: str) -> ImageError:
