@@ -64,7 +64,7 @@ def of_manifest(table: pa.Table) -> dict[str, Any]:
 
 
 def duplicates(table: pa.Table, facts: pa.Table) -> dict[str, Any]:
-    """Images whose bytes are the same in two splits or in two classes.
+    """Images whose bytes are the same in two splits or in two classes. Files that are no images do not count.
 
     Args:
         table: rows of a manifest, with label and split.
@@ -76,7 +76,8 @@ def duplicates(table: pa.Table, facts: pa.Table) -> dict[str, Any]:
     """
     frame = pd.DataFrame({name: table[name].to_pylist() for name in ("uri", "label", "split")})
     frame["sha256"] = facts["sha256"].to_pylist()
-    frame = frame[frame.sha256.notna() & frame.duplicated("sha256", keep=False)]
+    frame = frame[[value is not None for value in facts["format"].to_pylist()]]
+    frame = frame[frame.duplicated("sha256", keep=False)]
     number = frame.groupby("sha256", sort=False)[["label", "split"]].nunique()
     leaking = number[(number > 1).any(axis=1)].index
     places = frame[frame.sha256.isin(leaking[:EXAMPLES])].groupby("sha256", sort=False)["uri"].apply(list)

@@ -55,9 +55,12 @@ def test_duplicates_across_splits_and_classes_are_named():
             ("real", "test", None, None),  # 5
             ("fake", "test", None, None),  # 6: unreadable, as is the next
             ("fake", "train", None, None),  # 7
+            ("fake", "test", None, None),  # 8: no image, as is the next: both are empty, say
+            ("real", "train", None, None),  # 9
         ]
     )
-    found = duplicates(rows, facts([{"sha256": s} for s in ("a", "b", "b", "c", "c", "a", None, None)]))
+    images = [{"sha256": s, "format": "png"} for s in ("a", "b", "b", "c", "c", "a")]
+    found = duplicates(rows, facts([*images, {}, {}, {"sha256": "e"}, {"sha256": "e"}]))
     assert found == {"num_across_splits": 1, "num_across_classes": 1, "examples": [["0", "5"], ["3", "4"]]}
 
 
