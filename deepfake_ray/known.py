@@ -22,7 +22,7 @@ FILE = "known.sqlite"
 _FACTS = ("sha256", "num_bytes", "format", "width", "height", "jpeg_quality", "logit")
 
 
-def build(earlier: str, model_id: str, place: str) -> int:
+def build(earlier: str, model_id: str, place: str, *, num_crops: int = 1) -> int:
     """Write the SQLite file of an earlier run's scores; returns how many there are.
 
     Args:
@@ -30,15 +30,23 @@ def build(earlier: str, model_id: str, place: str) -> int:
             whose etags, or sizes and times, say what has not changed; without it only the bytes tell.
         model_id: only scores of this model count.
         place: where the file goes.
+        num_crops: of this run; a mean over another number of crops is another score.
 
     Raises:
-        UserError: no predictions there.
+        UserError: no predictions there, or of another number of crops.
     """
     earlier = storage.absolute(earlier)
     output = earlier.removesuffix("/predictions")
     predictions = storage.join(output, "predictions")
     if not storage.exists(predictions):
         raise UserError(f"skip-known must name the output of a scoring run: {earlier} has no predictions/; check it.")
+    run = storage.join(output, "run.json")
+    crops = storage.read_json(run)["config"].get("crops", 1) if storage.exists(run) else 1
+    if crops != num_crops:
+        raise UserError(
+            f"skip-known must name scores of as many crops: {earlier} has those of {crops}, this run has --crops "
+            f"{num_crops}; set it to {crops}, or leave --skip-known out."
+        )
     with storage.new_file(place) as path:
         database = sqlite3.connect(path)
         # A crash leaves nothing to repair: the file appears when it is whole.

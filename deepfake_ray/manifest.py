@@ -127,10 +127,9 @@ def _pages_of_place(place: str, pick: Pick, limit: int | None) -> Iterator[Page]
         yield Page(rows_of(files.filter(pa.array(chosen))), others)
 
 
-def rows_of(files: pa.Table, **columns: Sequence[str | None]) -> pa.Table:
-    """Files (`listing.FILES`) as manifest rows, with label, split, source and group where given."""
-    known = {name: files[name] for name in ("uri", "num_bytes", "etag", "mtime")}
-    return manifest_rows({**known, **columns}, len(files))
+def rows_of(files: pa.Table) -> pa.Table:
+    """Files (`listing.FILES`) as manifest rows."""
+    return manifest_rows({name: files[name] for name in ("uri", "num_bytes", "etag", "mtime")}, len(files))
 
 
 def of_pages(pages: Iterable[Page]) -> Manifest:

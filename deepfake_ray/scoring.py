@@ -155,7 +155,7 @@ def _begin(
         "config": config.to_json(),
     }
     if config.skip_known is not None:
-        number = known.build(config.skip_known, model.model_id, _known_file(config))
+        number = known.build(config.skip_known, model.model_id, _known_file(config), num_crops=config.crops)
         say(f"{number:,} images of {config.skip_known} have a score of this model")
     storage.write_json(storage.join(output, RUN), run)  # last: an output that has it has the rest
     return run

@@ -67,6 +67,14 @@ def test_no_predictions_there(tmp_path):
         known.build(str(tmp_path), "m", str(tmp_path / "known.sqlite"))
 
 
+def test_scores_of_another_number_of_crops_are_refused(tmp_path):
+    (earlier_run(tmp_path) / "run.json").write_text('{"config": {"crops": 5}}')
+    file = str(tmp_path / "known.sqlite")
+    with pytest.raises(UserError, match="has those of 5, this run has --crops 1"):
+        known.build(str(tmp_path), "m", file)
+    assert known.build(str(tmp_path), "m", file, num_crops=5) == 3
+
+
 def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monkeypatch):
     """Unchanged files are not even opened; a copy of known bytes is read, but not decoded; new ones are scored."""
     first = tmp_path / "first"
