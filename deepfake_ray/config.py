@@ -1,6 +1,7 @@
 """One frozen dataclass a job. The command line is generated from it: a field is a flag, its docstring the help."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -32,8 +33,6 @@ class JobConfig:
     """Use at most this many images (of each split, where there are splits)."""
     seed: int = 0
     """Seed of everything random: initial weights, row order, augmentation."""
-    num_workers: int | None = None
-    """Training workers or scoring actors, each with its own model. Default: from the cluster's resources."""
     use_gpu: Choice = "auto"
     """Run the model on GPUs. auto: where the cluster has some."""
     precision: Precision = "auto"
@@ -50,8 +49,9 @@ class JobConfig:
     """Show Ray's own log lines too."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "num_workers", "max_image_bytes", "max_image_pixels"):
+        for name in ("limit", "max_image_bytes", "max_image_pixels"):
             _positive(name.replace("_", "-"), getattr(self, name))
+        _require(self.seed >= 0, "seed must not be negative", self.seed, "try 0")
         _require(bool(self.output), "output must name a directory", self.output, "give --output DIRECTORY")
 
     def to_json(self) -> dict[str, Any]:
@@ -91,14 +91,29 @@ class TrainConfig(LabelledDataConfig, JobConfig):
     untouched; flip with p = .5; JPEG or WebP re-compression and blur, each with p = .1; AdamW."""
     epochs: int = 8
     """Passes over the training split."""
+    num_workers: int | str | None = None
+    """Workers that train, each with its own copy of the model: a number; or MIN-MAX, as many as the cluster has room
+    for while nodes come and go, at most one a GPU or CPU node beyond MIN. Default: one a GPU, else one a CPU node."""
     learning_rate: float | None = None
-    """Peak learning rate, for the global batch. Default: 0.002 from random weights, 0.0003 from given ones."""
+    """Peak learning rate, for the global batch, whatever the number of workers. Default: 0.002 from random weights,
+    0.0003 from given ones."""
+    lr_backbone: float | None = None
+    """Peak learning rate of all but the last layer. Default: that of --learning-rate."""
+    freeze_backbone_epochs: int = 0
+    """Train the last layer alone in the first so many epochs; batch norms keep the statistics they came with."""
     weight_decay: float = 0.0
     """Adam's L2 penalty; AdamW's decay of the weights, for --recipe robust."""
+    label_smoothing: float = 0.0
+    """Share of each label that is given to both classes alike."""
+    class_weights: Literal["balanced", "none"] = "balanced"
+    """balanced: in the loss, each class counts the same, however many images it has. none: each image does."""
     warmup_share: float = 0.1
     """Share of all steps in which the rate rises to its peak; it falls to 0 along a cosine afterwards."""
     global_batch_size: int | None = None
-    """Images a step, over all workers. Default: 128 for images up to 64 px, else 32."""
+    """Images a step, over all workers. Default: 128 for images up to 64 px, else 32; two a worker at least."""
+    micro_batch_size: int | None = None
+    """Images that a worker computes at a time; its gradients of a step are added up. Lower it when the memory does
+    not suffice. Batch norms see so many images at a time. Default: the worker's whole share of the step."""
     image_size: int | None = None
     """Side in pixels of the square that images are resized to, or that is cut out of them. Default: the data's median
     short side, rounded down to a multiple of 32, no larger than what the arch was made for (cnn: 128)."""
@@ -109,20 +124,48 @@ class TrainConfig(LabelledDataConfig, JobConfig):
     give them away (see the audit's zero_pixel_auc)."""
     early_stopping_patience: int = 5
     """Stop after this many epochs without a better validation AUC."""
+    checkpoint_every_steps: int | None = None
+    """Save the run's state after so many steps, too. Default: after each epoch. The last and the best are kept."""
     max_failures: int = 3
-    """How many times lost workers are replaced, from the last epoch's checkpoint, before the run fails."""
+    """How many times lost workers are replaced, from the last checkpoint, before the run fails."""
+    mlflow_uri: str | None = None
+    """MLflow tracking server or store to log the run to (needs pip install -e '.[mlflow]')."""
     max_error_share: float = 0.01
     """Fail when a larger share of the images of an epoch cannot be read. The others are trained on; the unreadable
     ones are counted in history.csv."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("epochs", "learning_rate", "global_batch_size", "image_size", "early_stopping_patience"):
+        for name in (
+            "epochs", "learning_rate", "lr_backbone", "global_batch_size", "image_size", "early_stopping_patience",
+            "checkpoint_every_steps",
+        ):  # fmt: skip
             _positive(name.replace("_", "-"), getattr(self, name))
+        size = self.micro_batch_size
+        _require(size is None or size >= 2, "micro-batch-size must be 2 at least, for batch norm", size, "try 8")
+        _require(0 <= self.label_smoothing < 1, "label-smoothing must be in [0, 1)", self.label_smoothing, "try 0.1")
+        frozen = self.freeze_backbone_epochs
+        _require(0 <= frozen <= self.epochs, f"freeze-backbone-epochs must be in 0..{self.epochs}", frozen, "lower it")
+        self.worker_range()
         _require(0 <= self.warmup_share < 1, "warmup-share must be in [0, 1)", self.warmup_share, "try 0.1")
         _require(self.weight_decay >= 0, "weight-decay must not be negative", self.weight_decay, "try 0")
         _require(self.max_failures >= 0, "max-failures must not be negative", self.max_failures, "try 3")
         _require_share("max-error-share", self.max_error_share)
+
+    def worker_range(self) -> tuple[int, int] | None:
+        """The least and the most workers, or None where the cluster decides.
+
+        Raises:
+            UserError: num_workers is neither a number nor MIN-MAX.
+        """
+        if self.num_workers is None:
+            return None
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(self.num_workers))
+        least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+        _require(
+            1 <= least <= most, "num-workers must be a number from 1 on, or MIN-MAX", self.num_workers, "try 2 or 1-4"
+        )
+        return least, most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +174,8 @@ class _ScoringConfig:
 
     model: str
     """The bundle: the directory or URI that training wrote as OUTPUT/model."""
+    num_workers: int | None = None
+    """Actors that score, each with its own model. Default: one a GPU, else one a CPU."""
     batch_size: int | None = None
     """Images a forward pass. Default: 64 on a GPU; 16 on a CPU, whose caches hold no more."""
     crops: int = 1
@@ -150,6 +195,7 @@ class _ScoringConfig:
     error timeout. Requests that failed are repeated for some minutes."""
 
     def _check_scoring(self) -> None:
+        _positive("num-workers", self.num_workers)
         _positive("batch-size", self.batch_size)
         _positive("image-timeout-s", self.image_timeout_s)
         _positive("crops", self.crops)
@@ -216,7 +262,7 @@ def _require_share(name: str, value: float) -> None:
 
 FREE_TO_CHANGE = frozenset(
     {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
-    | {"image_timeout_s", "versions"}
+    | {"image_timeout_s", "versions", "git_revision", "mlflow_uri", "checkpoint_every_steps"}
 )
 """What a resumed run may be told otherwise: it changes no result."""
 

@@ -19,7 +19,7 @@ from deepfake_ray.images import Limits, Preparation
 from deepfake_ray.isolation import Isolated
 from deepfake_ray.loading import Loader, read_facts
 from deepfake_ray.placement import ScoringPlacement
-from deepfake_ray.sampling import Sampler, Task
+from deepfake_ray.sampling import Position, Sampler, Task
 from deepfake_ray.schema import CLASSES, FACTS, TRAIN, VALIDATION
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
 from deepfake_ray.session import cause_of
@@ -30,8 +30,8 @@ BYTES_PER_TASK = 16 * 1024 * 1024
 BYTES_AHEAD = 16 * BYTES_PER_TASK
 """What a rank's tasks may have read before it is needed. Without a limit they would read epochs ahead, and take
 the CPUs that the training could use."""
-TASKS_PER_STREAM = 4096
-"""Tasks that one execution plans ahead; a long run is a few executions."""
+TASKS_PER_STREAM = 1024
+"""Tasks that one execution plans ahead; a long run is some executions."""
 
 
 SECONDS_BETWEEN_STEPS = 0.02
@@ -177,14 +177,14 @@ def training_batches(
     limits: Limits,
     *,
     recipe: str,
-    first_epoch: int,
+    first: Position,
     num_epochs: int,
     cpus: float,
 ) -> Iterator[Batch]:
-    """One rank's batches from `first_epoch` to the end of the run: each epoch's steps, then its validation rows.
+    """One rank's batches from `first` to the end of the run: each epoch's steps, then its validation rows.
 
     Each rank streams its own dataset, all epochs as one, so that no epoch starts cold, the order depends on nothing
-    but the seed and the number of ranks, and a resumed run begins at exactly the epoch it needs. (A `streaming_split`
+    but the seed and the number of ranks, and a resumed run begins at exactly the step it needs. (A `streaming_split`
     of one dataset deals blocks out by arrival, drops rows to make shards equal, and begins anew each epoch.)
 
     Args:
@@ -192,16 +192,18 @@ def training_batches(
         tables: the rows.
         preparation: of the images.
         limits: of the images.
-        first_epoch: from 0.
+        first: where to begin.
         num_epochs: end of the run.
         cpus: that this rank's tasks may hold at a time.
     """
     bytes_per_image = 3 * preparation.image_size**2
     images_per_task = max(1, min(IMAGES_PER_TASK, BYTES_PER_TASK // bytes_per_image))
-    everything = sampler.tasks(first_epoch, num_epochs, images_per_task)
+    everything = sampler.tasks(first, num_epochs, images_per_task)
     while tasks := list(itertools.islice(everything, TASKS_PER_STREAM)):
         with DataContext.current(context(cpus)):
-            rows = ray.data.range(len(tasks), override_num_blocks=len(tasks)).map_batches(
+            # Not range or from_arrow, whose own tasks ask for a whole CPU each, which may not be left.
+            numbers = [{"id": number} for number in range(len(tasks))]
+            rows = ray.data.from_items(numbers, override_num_blocks=len(tasks)).map_batches(
                 ReadTask(tasks, sampler, tables, preparation, limits, recipe),
                 batch_size=None,
                 num_cpus=min(1.0, cpus),

@@ -20,6 +20,8 @@ class TrainingPlacement:
     """Who gets what in training. CPUs not given to workers are Ray Data's, or it would wait for ever."""
 
     num_workers: int
+    """That there may be; as many as there must be, unless the number is elastic."""
+    min_workers: int
     use_gpu: bool
     cpus_per_worker: float
     torch_threads: int
@@ -57,50 +59,60 @@ CPUS_PER_GPU_WORKER = 1.0
 """A GPU's worker only launches kernels; the other CPUs decode for it."""
 
 
-def plan_training(nodes: Sequence[Node], num_workers: int | None, use_gpu: str) -> TrainingPlacement:
+def plan_training(nodes: Sequence[Node], workers: tuple[int, int] | None, use_gpu: str) -> TrainingPlacement:
     """Place training workers.
 
     Args:
         nodes: the alive nodes.
-        num_workers: as asked, or None: one a GPU, else one a CPU node.
+        workers: the least and the most, as asked, or None: one a GPU, else one a CPU node. The cluster must hold the
+            least; as it grows and shrinks, one a GPU or CPU node is used, up to the most.
         use_gpu: auto, yes or no.
 
     Raises:
         UserError: more workers than the cluster can hold.
     """
     if _use_gpu(nodes, use_gpu):
-        hosts = [node for node in nodes if node.num_gpus >= 1]
-        slots = sum(int(node.num_gpus) for node in hosts)
-        workers = num_workers or slots
-        if workers > slots:
-            raise UserError(f"num-workers must not exceed the GPUs: got {workers}, the cluster has {slots}; lower it.")
-        per_node = max(int(node.num_gpus) for node in hosts)
-        cpus = min(CPUS_PER_GPU_WORKER, min(node.num_cpus / node.num_gpus for node in hosts) / 2)
-        data = (sum(node.num_cpus for node in nodes) - workers * cpus) / workers
-        return TrainingPlacement(
-            num_workers=workers,
-            use_gpu=True,
-            cpus_per_worker=cpus,
-            torch_threads=max(1, int(min(node.num_cpus for node in hosts)) // per_node),
-            data_cpus_per_worker=_floor(data),
-        )
+        return _plan_gpu_training(nodes, workers)
     smallest = min(node.num_cpus for node in nodes)
-    workers = num_workers or len(nodes)
-    per_node = math.ceil(workers / len(nodes))
+    least, most = workers or (len(nodes), len(nodes))
+    per_node = math.ceil(least / len(nodes))
     kept = max(1.0, DATA_SHARE * smallest) if smallest > 1 else smallest / 2
     cpus = _floor((smallest - kept) / per_node)
-    if cpus < MIN_CPUS:
+    if most > least:
+        # Too many for one more worker to fit on a node: Ray would put it there, and leave no CPU for the data.
+        cpus = max(cpus, (math.floor(10 * smallest / (per_node + 1)) + 1) / 10)
+    if cpus < MIN_CPUS or per_node * cpus > smallest - MIN_CPUS:
         raise UserError(
-            f"num-workers must fit the CPUs: {workers} workers on {len(nodes)} nodes of {smallest:g} CPUs leave less "
+            f"num-workers must fit the CPUs: {least} workers on {len(nodes)} nodes of {smallest:g} CPUs leave less "
             f"than {MIN_CPUS} CPUs for each, {kept:g} a node being kept for the data; lower it."
         )
     data = (smallest - per_node * cpus) / per_node
     return TrainingPlacement(
-        num_workers=workers,
+        num_workers=most,
+        min_workers=least,
         use_gpu=False,
         cpus_per_worker=cpus,
         torch_threads=max(1, int(smallest) // per_node),
         data_cpus_per_worker=_floor(data),
+    )
+
+
+def _plan_gpu_training(nodes: Sequence[Node], workers: tuple[int, int] | None) -> TrainingPlacement:
+    hosts = [node for node in nodes if node.num_gpus >= 1]
+    slots = sum(int(node.num_gpus) for node in hosts)
+    least, most = workers or (slots, slots)
+    if least > slots:
+        raise UserError(f"num-workers must not exceed the GPUs: got {least}, the cluster has {slots}; lower it.")
+    now = min(most, slots)
+    per_node = max(int(node.num_gpus) for node in hosts)
+    cpus = min(CPUS_PER_GPU_WORKER, min(node.num_cpus / node.num_gpus for node in hosts) / 2)
+    return TrainingPlacement(
+        num_workers=most,
+        min_workers=least,
+        use_gpu=True,
+        cpus_per_worker=cpus,
+        torch_threads=max(1, int(min(node.num_cpus for node in hosts)) // per_node),
+        data_cpus_per_worker=_floor((sum(node.num_cpus for node in nodes) - now * cpus) / now),
     )
 
 

@@ -283,8 +283,14 @@ def write_json(uri: str, value: Any) -> None:
 def upload_directory(local: str, uri: str) -> None:
     """Copy the files of a local directory, whole file by whole file, to a place."""
     for path in sorted(Path(local).rglob("*")):
-        if path.is_file():
-            write_bytes(join(uri, path.relative_to(local).as_posix()), path.read_bytes())
+        if not path.is_file():
+            continue
+        target = absolute(join(uri, path.relative_to(local).as_posix()))
+        if is_local(target):
+            with new_file(target) as copy:
+                shutil.copyfile(path, copy)
+        else:
+            _put(target, path)
 
 
 def is_finished(output: str) -> bool:

@@ -1,12 +1,11 @@
 """The training of one Ray Train worker: the loop, and the board on which it says how it goes."""
 
-import math
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -15,21 +14,19 @@ import ray.train.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from deepfake_ray import metrics, models, schema
+from deepfake_ray import models
 from deepfake_ray.allocator import keep_freed_memory
+from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
 from deepfake_ray.config import TrainConfig
+from deepfake_ray.history import HistoryRow, Shard, Tally, problem_of, stops_early, summarise
 from deepfake_ray.images import Limits, Preparation
+from deepfake_ray.optimization import cosine_schedule, keep_statistics, loss_sum, make_optimizer, train_head_alone
 from deepfake_ray.pipeline import Batch, TrainingTables, training_batches
 from deepfake_ray.placement import TrainingPlacement
-from deepfake_ray.sampling import Sampler
+from deepfake_ray.sampling import Position, Sampler
 
-HistoryRow = dict[str, Any]
-STATE_FILE = "state.pt"
-VALIDATION_FILE = "validation.npz"
-CHECKPOINT_SCORE = "checkpoint_score"
-"""The reported metric by which Ray Train keeps the best checkpoint."""
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +39,8 @@ class LoopSpec:
     global_batch_size: int
     num_train: int
     num_validation: int
+    class_weights: tuple[float, ...]
+    checkpoints_uri: str
     placement: TrainingPlacement
     tables: TrainingTables
     initial_state: ray.ObjectRef
@@ -74,38 +73,6 @@ class Board:
         return self._now, self._history, self._failure
 
 
-@dataclass
-class _Tally:
-    """Sums over the images of an epoch on one rank, added over the ranks, then divided once."""
-
-    num_images: int = 0
-    num_errors: int = 0
-    first_error: str = ""
-    loss_sum: float = 0.0
-    num_correct: float = 0.0
-    wait_s: float = 0.0
-
-    def __add__(self, other: "_Tally") -> "_Tally":
-        return _Tally(
-            self.num_images + other.num_images,
-            self.num_errors + other.num_errors,
-            self.first_error or other.first_error,
-            self.loss_sum + other.loss_sum,
-            self.num_correct + other.num_correct,
-            self.wait_s + other.wait_s,
-        )
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """What one rank contributes to an epoch."""
-
-    train: _Tally
-    validation: _Tally
-    logits: NDArray[np.float32]
-    labels: NDArray[np.int64]
-
-
 class _Loop:
     """The training of one worker."""
 
@@ -120,7 +87,8 @@ class _Loop:
         network.load_state_dict(ray.get(spec.initial_state))
         self.detector = models.Detector(network, spec.preparation)
         self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model: nn.Module = ray.train.torch.prepare_model(self.detector)
+        self.model: nn.Module = self.detector
+        self.class_weights = torch.tensor(spec.class_weights, device=self.device)
         self.sampler = Sampler(
             num_train=spec.num_train,
             num_validation=spec.num_validation,
@@ -129,19 +97,22 @@ class _Loop:
             rank=self.rank,
             seed=self.config.seed,
         )
-        optimizer = torch.optim.Adam if self.config.recipe == "baseline" else torch.optim.AdamW
-        self.optimizer = optimizer(
-            self.detector.parameters(),
-            lr=spec.learning_rate,
+        self.optimizer = make_optimizer(
+            network,
+            self.config.arch,
+            self.config.recipe,
+            learning_rate=spec.learning_rate,
+            lr_backbone=self.config.lr_backbone,
             weight_decay=self.config.weight_decay,
-            fused=True,
         )
         num_steps = self.config.epochs * self.sampler.steps_per_epoch
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate_factor(step, num_steps, self.config.warmup_share)
+            self.optimizer, cosine_schedule(num_steps, self.config.warmup_share)
         )
         self.autocast = models.autocast(self.device, self.config.precision)
         self.history: list[HistoryRow] = []
+        self.position, self.tally, self.elapsed_s = Position(), Tally(), 0.0
+        self.checkpoints = Checkpoints(spec.checkpoints_uri)
         self._said = 0.0
 
     def run(self) -> None:
@@ -153,56 +124,93 @@ class _Loop:
             self.spec.preparation,
             Limits(max_bytes=self.config.max_image_bytes, max_pixels=self.config.max_image_pixels),
             recipe=self.config.recipe,
-            first_epoch=len(self.history),
+            first=self.position,
             num_epochs=self.config.epochs,
             cpus=self.spec.placement.data_cpus_per_worker,
         )
-        for epoch in range(len(self.history), self.config.epochs):
+        prepared_for = None
+        for epoch in range(self.position.epoch, self.config.epochs):
             if stops_early(self.history, self.config.early_stopping_patience):
                 break
-            started = time.monotonic()
-            # Seeded anew each epoch, so that a resumed run draws the dropout it would have drawn.
-            torch.manual_seed((self.config.seed * 1_000_003 + epoch) * 1_009 + self.rank)
-            train = self._train_epoch(epoch, batches)
-            validation, logits, labels = self._validate(epoch, batches)
-            shards = self._gather(_Shard(train, validation, logits, labels))
-            row, problem = self._summarise(epoch, shards, time.monotonic() - started)
-            if problem:
+            started = time.monotonic() - self.elapsed_s
+            head_alone = epoch < self.config.freeze_backbone_epochs
+            if prepared_for is not head_alone:
+                train_head_alone(self.detector.network, self.config.arch, head_alone)
+                # Anew, because DDP looks once at what needs gradients.
+                self.model = ray.train.torch.prepare_model(self.detector)
+                prepared_for = head_alone
+            self._train_epoch(epoch, batches, started, head_alone=head_alone)
+            validation, logits, labels = self._validate(batches)
+            shards = self._gather(Shard(self.tally, validation, logits, labels))
+            if problem := problem_of(shards, self.config.max_error_share):
                 if self.rank == 0:
-                    ray.get(self.spec.board.fail.remote(problem))
+                    ray.get(self.spec.board.fail.remote(f"in epoch {epoch + 1}, {problem}"))
                 return
+            learning_rate = float(self.scheduler.get_last_lr()[0])
+            row = summarise(epoch + 1, shards, learning_rate, time.monotonic() - started)
             self.history.append(row)
-            self._report(row, shards)
+            self.position, self.tally, self.elapsed_s = Position(epoch + 1), Tally(), 0.0
+            self._end_epoch(row, shards)
 
-    def _train_epoch(self, epoch: int, batches: Iterator[Batch]) -> _Tally:
+    def _train_epoch(self, epoch: int, batches: Iterator[Batch], started: float, *, head_alone: bool) -> None:
+        """All steps of an epoch from `self.position` on, counted in `self.tally`."""
         self.model.train()
-        tally = _Tally()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        num_correct = torch.zeros((), dtype=torch.float64, device=self.device)
-        for step in range(self.sampler.steps_per_epoch):
-            batch = self._next(batches, tally)
-            num_images = len(batch.labels)
-            # A batch of unreadable images alone still takes part in DDP's exchange, with a loss of nothing.
-            images, labels = self._to_device(batch) if num_images else self._nothing()
-            with self.autocast:
-                outputs = self.model(images)
-            loss = F.cross_entropy(outputs.float(), labels, reduction="mean")
-            (loss if num_images else loss * 0).backward()  # type: ignore[no-untyped-call]
+        if head_alone:
+            keep_statistics(self.detector.network)
+        loss = torch.tensor(self.tally.loss_sum, dtype=torch.float64, device=self.device)
+        num_correct = torch.tensor(self.tally.num_correct, dtype=torch.float64, device=self.device)
+        every, last_step = self.config.checkpoint_every_steps, self.sampler.steps_per_epoch - 1
+        for step in range(self.position.step, last_step + 1):
+            # Seeded anew each step, so that a resumed run draws the dropout it would have drawn.
+            torch.manual_seed(_seed_of(self.config.seed, epoch, step, self.rank))
+            batch = self._next(batches, self.tally)
+            step_loss, step_correct = self._backward(batch)
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.scheduler.step()
-            if num_images:
-                tally.num_images += num_images
-                loss_sum += loss.detach() * num_images
-                num_correct += (outputs.detach().argmax(1) == labels).sum()
-            self._say(epoch, tally, step + 1 == self.sampler.steps_per_epoch)
-        tally.loss_sum, tally.num_correct = loss_sum.item(), num_correct.item()
-        return tally
+            self.tally.num_images += len(batch.labels)
+            loss += step_loss
+            num_correct += step_correct
+            self._say(epoch, step)
+            if every and (step + 1) % every == 0 and step != last_step:
+                self.tally.loss_sum, self.tally.num_correct = loss.item(), num_correct.item()
+                self._save_step(Position(epoch, step + 1), time.monotonic() - started)
+        self.tally.loss_sum, self.tally.num_correct = loss.item(), num_correct.item()
 
-    def _validate(self, epoch: int, batches: Iterator[Batch]) -> tuple[_Tally, NDArray[np.float32], NDArray[np.int64]]:
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Gradients of one step; returns the sum of the losses, and how many images were told right."""
+        step_loss = torch.zeros((), device=self.device)
+        num_correct = torch.zeros((), device=self.device)
+        num_images = len(batch.labels)
+        images, labels = self._to_device(batch) if num_images else self._nothing()
+        # The mean over the images that this rank could read, times its share of the global batch. DDP divides by the
+        # ranks. A batch of unreadable images alone still takes part in DDP's exchange, with a loss of nothing.
+        share = self.sampler.batch_size * self.world_size / self.spec.global_batch_size
+        scale = share / len(labels) if num_images else 0.0
+        pieces = -(-len(labels) // (self.config.micro_batch_size or len(labels)))
+        for piece, (x, y) in enumerate(zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)):
+            copies = 2 if len(y) == 1 else 1  # batch norm needs two values a channel
+            y = y.repeat(copies)
+            with self._without_exchange() if piece + 1 < pieces else nullcontext():
+                with self.autocast:
+                    outputs = self.model(x.repeat(copies, 1, 1, 1))
+                loss = loss_sum(outputs, y, self.class_weights, self.config.label_smoothing) / copies
+                (loss * scale).backward()  # type: ignore[no-untyped-call]
+            if num_images:
+                step_loss += loss.detach()
+                num_correct += (outputs.detach().argmax(1) == y).sum() / copies
+        return step_loss, num_correct
+
+    def _without_exchange(self) -> AbstractContextManager[None]:
+        """DDP adds up gradients on each rank, and exchanges them with the last piece of a batch."""
+        if isinstance(self.model, nn.parallel.DistributedDataParallel):
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _validate(self, batches: Iterator[Batch]) -> tuple[Tally, NDArray[np.float32], NDArray[np.int64]]:
         self._share_buffers()
         self.detector.eval()
-        tally = _Tally()
+        tally = Tally()
         logits, labels = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         seen = 0
         while seen < self.sampler.num_validation_rows:
@@ -217,7 +225,7 @@ class _Loop:
             tally.num_images += len(batch.labels)
         return tally, np.concatenate(logits), np.concatenate(labels)
 
-    def _next(self, batches: Iterator[Batch], tally: _Tally) -> Batch:
+    def _next(self, batches: Iterator[Batch], tally: Tally) -> Batch:
         asked = time.monotonic()
         batch = next(batches)
         tally.wait_s += time.monotonic() - asked
@@ -243,71 +251,54 @@ class _Loop:
             for buffer in self.detector.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
-    def _gather(self, shard: _Shard) -> list[_Shard]:
+    def _gather(self, part: Part) -> list[Part]:
+        """What each rank has, on all ranks."""
         if self.world_size == 1:
-            return [shard]
-        shards: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(shards, shard)
-        return shards
+            return [part]
+        parts: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(parts, part)
+        return parts
 
-    def _summarise(self, epoch: int, shards: list[_Shard], epoch_s: float) -> tuple[HistoryRow, str]:
-        train = sum((shard.train for shard in shards), _Tally())
-        validation = sum((shard.validation for shard in shards), _Tally())
-        for name, tally in (("training", train), ("validation", validation)):
-            share = tally.num_errors / max(1, tally.num_errors + tally.num_images)
-            if share > self.config.max_error_share:
-                return {}, (
-                    f"{share:.1%} of the {name} images cannot be read, over --max-error-share "
-                    f"{self.config.max_error_share:g}; the first: {tally.first_error}"
-                )
-        if not math.isfinite(train.loss_sum):
-            return {}, (
-                f"the training loss is no longer finite in epoch {epoch}; lower --learning-rate (it was "
-                f"{self.spec.learning_rate:g})"
-            )
-        logits = np.concatenate([shard.logits for shard in shards])
-        labels = np.concatenate([shard.labels for shard in shards])
-        if len(np.unique(labels)) < 2:
-            return {}, f"no {'fake' if not labels.any() else 'real'} validation image could be read"
-        scores = metrics.threshold_free(labels, logits, 1.0)
-        row: HistoryRow = {
-            "epoch": epoch + 1,
-            "learning_rate": self.scheduler.get_last_lr()[0],
-            "train_loss": train.loss_sum / max(1, train.num_images),
-            "train_accuracy": train.num_correct / max(1, train.num_images),
-            "val_loss": float(scores["log_loss"] or 0.0),
-            "val_accuracy": float(((logits >= 0) == (labels == schema.FAKE)).mean()),
-            "val_auc": float(scores["roc_auc"] or 0.0),
-            "epoch_s": epoch_s,
-            "images_per_s": (train.num_images + validation.num_images) / epoch_s,
-            "data_wait_share": (train.wait_s + validation.wait_s) / self.world_size / epoch_s,
-            "num_train_errors": train.num_errors,
-            "num_val_errors": validation.num_errors,
-        }
-        return row, ""
-
-    def _report(self, row: HistoryRow, shards: list[_Shard]) -> None:
-        """Hand over metrics and, from rank 0, a checkpoint; every rank must do so equally often."""
+    def _end_epoch(self, row: HistoryRow, shards: list[Shard]) -> None:
+        """Report an epoch; every rank must do so equally often."""
         # Of equally good epochs the first is the best, as `best_epoch` has it; Ray alone would keep any.
-        reported = {**row, CHECKPOINT_SCORE: row["val_auc"] - 1e-9 * row["epoch"]}
+        reported = {**row, SCORE: row["val_auc"] - 1e-9 * row["epoch"]}
         if self.rank != 0:
             ray.train.report(reported)
             return
-        with tempfile.TemporaryDirectory() as folder:
-            state = {
-                "network": self.detector.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "history": self.history,
-            }
-            torch.save(state, Path(folder, STATE_FILE))
+
+        def write(folder: Path) -> None:
+            torch.save(self._state(Tally()), folder / STATE_FILE)
             np.savez(
-                Path(folder, VALIDATION_FILE),
+                folder / VALIDATION_FILE,
                 logits=np.concatenate([shard.logits for shard in shards]),
                 labels=np.concatenate([shard.labels for shard in shards]),
             )
-            ray.train.report(reported, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+        self.checkpoints.save(reported, write)
         self.spec.board.end_epoch.remote(self.history)
+
+    def _save_step(self, position: Position, elapsed_s: float) -> None:
+        """Report a checkpoint in the middle of an epoch; every rank must do so equally often."""
+        self.position, self.elapsed_s = position, elapsed_s
+        tally = sum(self._gather(self.tally), Tally())
+        where = {"epoch": position.epoch + 1, "step": position.step}
+        if self.rank != 0:
+            ray.train.report(where)
+            return
+        self.checkpoints.save(where, lambda folder: torch.save(self._state(tally), folder / STATE_FILE))
+
+    def _state(self, tally: Tally) -> dict[str, Any]:
+        """All that a run needs to go on: the same on all ranks, whose number may change."""
+        return {
+            "network": self.detector.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "history": self.history,
+            "position": asdict(self.position),
+            "tally": asdict(tally),
+            "elapsed_s": self.elapsed_s,
+        }
 
     def _restore(self) -> None:
         checkpoint = ray.train.get_checkpoint()
@@ -319,14 +310,22 @@ class _Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history = state["history"]
+        self.position, self.elapsed_s = Position(**state["position"]), state["elapsed_s"]
+        if self.rank == 0:  # the ranks' tallies are added up when the epoch ends
+            self.tally = Tally(**state["tally"])
+            self.spec.board.end_epoch.remote(self.history)  # a new driver knows none of it
 
-    def _say(self, epoch: int, tally: _Tally, last: bool) -> None:
+    def _say(self, epoch: int, step: int) -> None:
         now = time.monotonic()
-        if self.rank == 0 and (last or now - self._said > 0.5):
+        if self.rank == 0 and (step + 1 == self.sampler.steps_per_epoch or now - self._said > 0.5):
             self._said = now
-            done = epoch * self.spec.num_train + min(tally.num_images * self.world_size, self.spec.num_train)
+            done = min((step + 1) * self.spec.global_batch_size, self.spec.num_train)
             self.spec.board.update.remote(
-                {"epoch": epoch, "done": done, "num_errors": tally.num_errors * self.world_size}
+                {
+                    "epoch": epoch,
+                    "done": epoch * self.spec.num_train + done,
+                    "num_errors": self.tally.num_errors * self.world_size,
+                }
             )
 
 
@@ -336,19 +335,6 @@ def train_loop(spec: dict[str, LoopSpec]) -> None:
     _Loop(spec["spec"]).run()
 
 
-def learning_rate_factor(step: int, num_steps: int, warmup_share: float) -> float:
-    """Linear warm-up to 1, then a cosine to 0 (Loshchilov and Hutter 2016, arXiv 1608.03983)."""
-    warmup = round(warmup_share * num_steps)
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
-
-
-def best_epoch(history: list[HistoryRow]) -> int:
-    """Index of the first epoch with the greatest validation AUC."""
-    return max(range(len(history)), key=lambda index: (history[index]["val_auc"], -index))
-
-
-def stops_early(history: list[HistoryRow], patience: int) -> bool:
-    """Whether `patience` epochs have passed without a better validation AUC."""
-    return bool(history) and len(history) - 1 - best_epoch(history) >= patience
+def _seed_of(*parts: int) -> int:
+    """A seed for a step of a rank, of 64 bits."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])

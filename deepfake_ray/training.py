@@ -1,10 +1,7 @@
 """`train(config)`: labelled images in, a bundle out. The driver; `trainer.py` runs on the workers."""
 
-import csv
-import io
 import logging
-import tempfile
-import threading
+import subprocess
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,30 +14,27 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from tensorboardX import SummaryWriter
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, audit, bundle, manifest, metrics, models, report, schema, storage, weights
+from deepfake_ray import __version__, audit, bundle, manifest, metrics, models, schema, storage, weights
+from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import CROP, STRETCH, Limits, Preparation, decode
 from deepfake_ray.labels import read_labelled
+from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import TrainingTables, image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
-from deepfake_ray.progress import Progress, duration, say
+from deepfake_ray.progress import duration, say
 from deepfake_ray.session import check_places, cluster_nodes
-from deepfake_ray.trainer import (
-    CHECKPOINT_SCORE,
-    STATE_FILE,
-    VALIDATION_FILE,
-    Board,
-    HistoryRow,
-    LoopSpec,
-    train_loop,
-)
+from deepfake_ray.tracking import MlflowRun
+from deepfake_ray.trainer import Board, LoopSpec, train_loop
+from deepfake_ray.watching import Watcher
 
 log = logging.getLogger(__name__)
 
+CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
@@ -72,7 +66,7 @@ def train(config: TrainConfig) -> bundle.Spec:
     )
     check_places([config.data], output, shared_storage=config.shared_storage)
     findings = _look_at_data(images)
-    placement = plan_training(cluster_nodes(), config.num_workers, config.use_gpu)
+    placement = plan_training(cluster_nodes(), config.worker_range(), config.use_gpu)
     settings = _resolve(config, images, placement)
     state = weights.initial_state(config.arch, settings["weights"], config.seed)
     if resuming:
@@ -90,10 +84,14 @@ def train(config: TrainConfig) -> bundle.Spec:
         storage.write_json(settings_uri, settings)
     say(
         f"training {config.arch} from {settings['weights']} at {settings['image_size']} px, global batch "
-        f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {placement.num_workers} "
+        f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {settings['num_workers']} "
         f"worker(s) on {'GPU' if placement.use_gpu else 'CPU'}"
     )
     counts = findings["num_images"]
+    of_train = [counts[schema.TRAIN][name] for name in schema.CLASSES]
+    class_weights = balanced_weights(of_train) if config.class_weights == "balanced" else (1.0, 1.0)
+    if class_weights != (1.0, 1.0):
+        say(f"weights in the loss: real {class_weights[schema.REAL]:.3f}, fake {class_weights[schema.FAKE]:.3f}")
     resize = STRETCH if config.recipe == "baseline" else CROP
     preparation = Preparation(
         image_size=settings["image_size"], resize=resize, reencode=REENCODED_QUALITY if config.reencode else None
@@ -105,12 +103,19 @@ def train(config: TrainConfig) -> bundle.Spec:
         global_batch_size=settings["global_batch_size"],
         num_train=sum(counts[schema.TRAIN].values()),
         num_validation=sum(counts[schema.VALIDATION].values()),
+        class_weights=class_weights,
+        checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
         tables=TrainingTables.of(images.table),
         initial_state=ray.put(state),
-        board=Board.remote(),  # type: ignore[attr-defined]
+        board=Board.options(  # type: ignore[attr-defined]
+            # With the driver: a node that is lost must not take it along.
+            scheduling_strategy=NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        ).remote(),
     )
-    best = _fit(spec, output)
+    tracker = MlflowRun(config.mlflow_uri, output, settings, resuming=resuming) if config.mlflow_uri else None
+    with Watcher(spec, output, tracker):
+        best = _fit(spec, output)
     saved = _write_bundle(best, storage.join(output, "model"), preparation, config, settings, counts)
     storage.mark_finished(output)
     figures = saved.provenance["validation"]
@@ -129,10 +134,10 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
     image_size = config.image_size or models.choose_image_size(config.arch, _median_short_side(images, config))
     models.check_image_size(config.arch, image_size)
     batch_size = config.global_batch_size or default_global_batch_size(image_size, placement.num_workers)
-    if batch_size % placement.num_workers:
+    if batch_size < 2 * placement.num_workers:
         raise UserError(
-            f"global-batch-size must be a multiple of num-workers: got {batch_size} over {placement.num_workers}; "
-            f"try {batch_size // placement.num_workers * placement.num_workers or placement.num_workers}."
+            f"global-batch-size must give each worker two images, for batch norm: got {batch_size} over "
+            f"{placement.num_workers}; try {2 * placement.num_workers}."
         )
     return {
         **config.to_json(),
@@ -140,17 +145,18 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
         "image_size": image_size,
         "global_batch_size": batch_size,
         "learning_rate": config.learning_rate or (2e-3 if origin == weights.NONE else 3e-4),
-        "num_workers": placement.num_workers,
+        # The range as it was asked: its numbers may come and go.
+        "num_workers": config.num_workers or placement.num_workers,
         "use_gpu": placement.use_gpu,
         "manifest_sha256": images.sha256,
         "versions": _versions(),
+        "git_revision": git_revision(),
     }
 
 
 def default_global_batch_size(image_size: int, num_workers: int) -> int:
-    """128 images a step up to 64 px, else 32; up to the next multiple of the workers."""
-    wanted = 128 if image_size <= 64 else 32
-    return -(-wanted // num_workers) * num_workers
+    """128 images a step up to 64 px, else 32; two a worker at least."""
+    return max(128 if image_size <= 64 else 32, 2 * num_workers)
 
 
 def _look_at_data(images: manifest.Manifest) -> dict[str, Any]:
@@ -216,100 +222,38 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
         train_loop,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
-            num_workers=placement.num_workers,
+            num_workers=placement.num_workers
+            if placement.min_workers == placement.num_workers
+            else (placement.min_workers, placement.num_workers),
             use_gpu=placement.use_gpu,
             resources_per_worker={"CPU": placement.cpus_per_worker, "GPU": 1 if placement.use_gpu else 0},
         ),
         run_config=RunConfig(
             storage_path=output,
-            name="checkpoints",
+            name=CHECKPOINTS,
             failure_config=FailureConfig(max_failures=spec.config.max_failures),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute=CHECKPOINT_SCORE, checkpoint_score_order="max"
+                num_to_keep=1, checkpoint_score_attribute=SCORE, checkpoint_score_order="max"
             ),
         ),
     )
-    with _Watcher(spec, output):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise JobError(f"training failed: {error}") from error
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise JobError(f"training failed: {error}") from error
     _, _, failure = ray.get(spec.board.read.remote())
     if failure:
         raise JobError(f"training stopped: {failure}")
-    checkpoint = result.get_best_checkpoint(CHECKPOINT_SCORE, "max")
+    checkpoint = result.get_best_checkpoint(SCORE, "max")
     if checkpoint is None:
         raise JobError("training ended without a checkpoint")
+    # A killed driver may have left some that Ray does not know of.
+    kept = {Path(known.path).name for known, _ in result.best_checkpoints}
+    places = storage.join(output, CHECKPOINTS)
+    for name in storage.list_names(places):
+        if name.startswith("checkpoint_") and not name.endswith(".json") and name not in kept:
+            storage.delete_directory(storage.join(places, name))
     return checkpoint
-
-
-class _Watcher:
-    """Follows the board from a thread: draws progress; writes history.csv, training.png and TensorBoard events."""
-
-    def __init__(self, spec: LoopSpec, output: str):
-        self._spec, self._output = spec, output
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="training-progress", daemon=True)
-        self._num_written = 0
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        total = self._spec.config.epochs * self._spec.num_train
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            SummaryWriter(folder) as events,
-            Progress("train", total) as progress,
-        ):
-            while True:
-                stopping = self._stop.wait(0.5)
-                try:
-                    now, history, _ = ray.get(self._spec.board.read.remote())
-                except ray.exceptions.RayError:
-                    return
-                if now:
-                    note = f"epoch {int(now['epoch']) + 1}/{self._spec.config.epochs}"
-                    progress.update(now["done"], now["num_errors"], note)
-                if len(history) > self._num_written:
-                    try:
-                        self._write(history, events, folder)
-                    except OSError as error:  # a storage that fails for a moment must not end the training
-                        say(f"warning: history.csv could not be written, trying again: {error}")
-                if stopping:
-                    return
-
-    def _write(self, history: list[HistoryRow], events: SummaryWriter, folder: str) -> None:
-        for row in history[self._num_written :]:
-            say(
-                f"epoch {int(row['epoch'])}: loss {row['train_loss']:.4f}, validation loss {row['val_loss']:.4f}, "
-                f"accuracy {row['val_accuracy']:.4f}, AUC {row['val_auc']:.4f}; {row['images_per_s']:,.0f} images/s, "
-                f"{row['data_wait_share']:.0%} waiting for data"
-            )
-            for name, value in row.items():
-                if name != "epoch":
-                    events.add_scalar(_tag(name), value, row["epoch"])
-        events.flush()
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-        storage.write_bytes(storage.join(self._output, "history.csv"), text.getvalue().encode())
-        storage.write_bytes(storage.join(self._output, "training.png"), report.training_curves(history))
-        storage.upload_directory(folder, storage.join(self._output, "tensorboard"))
-        self._num_written = len(history)
-
-
-def _tag(name: str) -> str:
-    """TensorBoard's name of a column of history.csv: `val_auc` -> `val/auc`."""
-    for group in ("train", "val"):
-        if name.startswith(f"{group}_"):
-            return f"{group}/{name.removeprefix(f'{group}_')}"
-    return f"train/{name}"
 
 
 def _write_bundle(
@@ -365,3 +309,18 @@ def _versions() -> dict[str, str]:
         "torchvision": torchvision.__version__,
         "numpy": np.__version__,
     }
+
+
+def git_revision() -> str | None:
+    """The commit that this code is of, with a + where it was changed; None outside a checkout of its own."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed into somebody else's checkout, it is not
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -25,6 +25,7 @@ import pytest
 from chunks import scorer_spec
 from conftest import ROOT
 from PIL import Image
+from processes import kill_when, run_job, start_job
 from sklearn import metrics as sk
 
 from deepfake_ray import schema
@@ -298,22 +299,6 @@ def test_too_many_errors_stop_the_run(trained, tmp_path):
         score(images=tmp_path / "images", model=trained / "model", output=tmp_path / "o")
 
 
-def start_job(job, *flags):
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-
-
-def kill_when(process, condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.kill()
-    process.wait()
-
-
 def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_path, monkeypatch):
     """kill -9 of the driver in mid-run; then exactly the rows of a run that was never killed, some of them kept."""
     from deepfake_ray import parts
@@ -469,14 +454,6 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
     assert (output / "_SUCCESS").exists()
 
 
-def run_job(job, *flags):
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)],
-        capture_output=True, text=True, env=environment, timeout=180, check=False,
-    )  # fmt: skip
-
-
 def test_a_mistake_exits_with_2_and_one_clear_line(tmp_path):
     (tmp_path / "Real").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "Real" / "a.png")
@@ -486,29 +463,3 @@ def test_a_mistake_exits_with_2_and_one_clear_line(tmp_path):
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert "There must be images of both classes" in line
     assert not (tmp_path / "o").exists()
-
-
-def test_a_killed_training_goes_on_with_resume(ray_2_cpus, sample_folder, tmp_path):
-    """kill -9 of the driver after the second epoch; the resumed history is that of a run that was never killed."""
-
-    def history(output):
-        rows = list(csv.DictReader(open(output / "history.csv")))
-        return [{k: v for k, v in row.items() if k == "epoch" or k.startswith(("train_", "val_"))} for row in rows]
-
-    flags = ["--data", sample_folder, "--epochs", "5", "--global-batch-size", "20"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run_job("train", *flags, "--output", whole).returncode == 0
-    job = start_job("train", *flags, "--output", cut)
-    kill_when(job, lambda: (cut / "history.csv").exists() and len(history(cut)) >= 2)
-    assert not (cut / "_SUCCESS").exists()
-    refused = run_job("train", *flags, "--output", cut)
-    assert refused.returncode == 2
-    assert "add --resume" in refused.stderr
-    other = run_job("train", *flags, "--output", cut, "--resume", "--seed", "1")
-    assert "seed was 0 and is now 1" in other.stderr
-    resumed = run_job("train", *flags, "--output", cut, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert [row["epoch"] for row in history(cut)] == ["1", "2", "3", "4", "5"]
-    assert history(cut) == history(whole)
-    ids = [json.load(open(output / "model" / "model.json"))["model_id"] for output in (whole, cut)]
-    assert ids[0] == ids[1]

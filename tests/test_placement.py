@@ -17,7 +17,7 @@ from deepfake_ray.placement import Node, plan_scoring, plan_training
     ],
 )
 def test_training_on_cpus_always_leaves_some_for_the_data(cpus, workers, cpus_per_worker, threads):
-    plan = plan_training([Node(cpus)], workers, "auto")
+    plan = plan_training([Node(cpus)], (workers, workers), "auto")
     assert (plan.num_workers, plan.cpus_per_worker, plan.torch_threads) == (workers, cpus_per_worker, threads)
     assert plan.data_cpus_per_worker > 0
     assert workers * (plan.cpus_per_worker + plan.data_cpus_per_worker) <= cpus
@@ -28,6 +28,34 @@ def test_training_default_is_one_worker_a_cpu_node_or_a_gpu():
     plan = plan_training([Node(16, 4), Node(16, 4), Node(32)], None, "auto")
     assert (plan.num_workers, plan.use_gpu, plan.cpus_per_worker) == (8, True, 1)
     assert plan.data_cpus_per_worker == 7  # (64 - 8) / 8
+
+
+@pytest.mark.parametrize(
+    ("nodes", "least", "per_node"),
+    [
+        ([2.0], 1, 1),
+        ([2.0, 2.0], 1, 1),
+        ([4.0], 2, 2),
+        ([4.0], 3, 3),
+        ([16.0, 16.0], 3, 2),
+        ([5.0], 2, 2),
+        ([1.0], 1, 1),
+    ],
+)
+def test_elastic_workers_never_fill_a_node(nodes, least, per_node):
+    plan = plan_training([Node(cpus) for cpus in nodes], (least, 100), "auto")
+    assert (plan.min_workers, plan.num_workers) == (least, 100)
+    assert int(nodes[0] / plan.cpus_per_worker) == per_node  # so many would Ray put there
+    assert plan.data_cpus_per_worker > 0
+    assert per_node * (plan.cpus_per_worker + plan.data_cpus_per_worker) < nodes[0] + 1e-9
+
+
+def test_elastic_workers_on_gpus_may_be_more_than_there_are_now():
+    plan = plan_training([Node(16, 2), Node(16, 2)], (2, 8), "auto")
+    assert (plan.min_workers, plan.num_workers, plan.cpus_per_worker) == (2, 8, 1)
+    assert plan.data_cpus_per_worker == 7  # (32 - 4) / 4
+    with pytest.raises(UserError, match="got 5, the cluster has 4"):
+        plan_training([Node(16, 2), Node(16, 2)], (5, 8), "auto")
 
 
 def test_gpu_node_with_few_cpus_still_decodes():
@@ -62,9 +90,9 @@ def test_on_gpus_the_other_cpus_decode(nodes, expected):
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (lambda: plan_training([Node(2)], 20, "auto"), "20 workers on 1 nodes of 2 CPUs"),
+        (lambda: plan_training([Node(2)], (20, 20), "auto"), "20 workers on 1 nodes of 2 CPUs"),
         (
-            lambda: plan_training([Node(8, 1)], 2, "auto"),
+            lambda: plan_training([Node(8, 1)], (2, 2), "auto"),
             "must not exceed the GPUs: got 2, the cluster has 1",
         ),
         (lambda: plan_training([Node(8)], None, "yes"), "there is none; use --use-gpu auto"),

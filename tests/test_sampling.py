@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deepfake_ray import augment
-from deepfake_ray.sampling import Sampler
+from deepfake_ray.sampling import Position, Sampler
 
 
 def samplers(world_size, **options):
@@ -16,7 +16,7 @@ def global_batches(world_size, epoch):
     return np.concatenate(parts, axis=1)  # (steps, global batch)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_each_row_is_seen_each_epoch_whatever_the_number_of_workers(world_size):
     batches = global_batches(world_size, epoch=0)
     assert batches.shape == (9, 12)  # 100 rows in twelves: the ninth batch is filled up with 8 rows
@@ -39,19 +39,31 @@ def test_validation_rows_are_each_seen_once(world_size):
 
 def test_tasks_cover_an_epoch_in_order_and_resume_where_asked():
     (sampler,) = samplers(1)
-    tasks = list(sampler.tasks(0, 3, images_per_task=30))
+    tasks = list(sampler.tasks(Position(), 3, images_per_task=30))
     assert [t.epoch for t in tasks] == sorted(t.epoch for t in tasks)
     first = [t for t in tasks if t.epoch == 0]
     steps = [range(t.start, t.stop) for t in first if t.is_train]
     assert [s for r in steps for s in r] == list(range(9))
     assert all(len(r) == 2 for r in steps[:-1])
-    assert [t for t in tasks if t.epoch >= 2] == list(sampler.tasks(2, 3, images_per_task=30))
+    assert [t for t in tasks if t.epoch >= 2] == list(sampler.tasks(Position(2), 3, images_per_task=30))
+
+
+def test_tasks_begin_at_a_step():
+    (sampler,) = samplers(1)
+    tasks = list(sampler.tasks(Position(1, 4), 3, images_per_task=30))
+    steps = [(t.epoch, step) for t in tasks if t.is_train for step in range(t.start, t.stop)]
+    assert steps == [(1, step) for step in range(4, 9)] + [(2, step) for step in range(9)]
+    assert sum(t.stop - t.start for t in tasks if not t.is_train and t.epoch == 1) == 37
+
+
+def test_slices_of_a_batch_differ_by_a_row_at_most():
+    assert [s.batch_size for s in samplers(5)] == [2, 2, 3, 2, 3]  # 12 rows over 5 ranks
 
 
 def test_a_worker_may_have_no_validation_rows():
     ranks = samplers(3, num_validation=2)
     assert [s.num_validation_rows for s in ranks] == [1, 1, 0]
-    assert [t.is_train for t in ranks[2].tasks(0, 1, 100)].count(False) == 0
+    assert [t.is_train for t in ranks[2].tasks(Position(), 1, 100)].count(False) == 0
 
 
 def test_augmentation_seeds_depend_on_seed_epoch_and_row_alone():

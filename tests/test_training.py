@@ -1,24 +1,20 @@
 """The training driver's and loop's arithmetic, without Ray's workers."""
 
+import re
+import subprocess
+
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from deepfake_ray.trainer import best_epoch, learning_rate_factor, stops_early
-from deepfake_ray.training import _tag, default_global_batch_size
+from deepfake_ray import history as epochs
+from deepfake_ray.history import Shard, Tally, best_epoch, problem_of, stops_early
+from deepfake_ray.training import default_global_batch_size, git_revision
+from deepfake_ray.watching import _tag
 
 
 def history(*aucs):
     return [{"val_auc": auc} for auc in aucs]
-
-
-def test_learning_rate_rises_linearly_then_falls_along_a_cosine():
-    factors = [learning_rate_factor(step, 100, 0.1) for step in range(100)]
-    assert factors[:10] == pytest.approx(np.arange(1, 11) / 10)
-    assert factors[10] == 1.0
-    assert factors[55] == pytest.approx(0.5)  # half way of the remaining 90 steps
-    assert factors[99] < 0.001
-    assert learning_rate_factor(100, 100, 0.1) == pytest.approx(0)
-    assert learning_rate_factor(0, 100, 0.0) == 1.0
 
 
 def test_best_epoch_is_the_first_of_equals():
@@ -33,8 +29,8 @@ def test_early_stopping(aucs, patience, expected):
     assert stops_early(history(*aucs), patience) is expected
 
 
-@pytest.mark.parametrize(("size", "workers", "expected"), [(32, 1, 128), (64, 3, 129), (224, 1, 32), (224, 64, 64)])
-def test_default_batch_divides_among_the_workers(size, workers, expected):
+@pytest.mark.parametrize(("size", "workers", "expected"), [(32, 1, 128), (64, 3, 128), (224, 1, 32), (224, 64, 128)])
+def test_default_batch_has_two_images_for_each_worker(size, workers, expected):
     assert default_global_batch_size(size, workers) == expected
 
 
@@ -44,3 +40,43 @@ def test_tensorboard_tags():
         "train/loss",
         "train/images_per_s",
     ]
+
+
+def shard(num_images=10, num_errors=0, loss_sum=5.0, num_correct=7, logits=(1.0, -1.0), labels=(1, 0), wait_s=0.5):
+    train = Tally(num_images, num_errors, "a.jpg: empty" if num_errors else "", loss_sum, num_correct, wait_s)
+    validation = Tally(num_images=len(logits), wait_s=0.5)
+    return Shard(train, validation, np.array(logits, np.float32), np.array(labels, np.int64))
+
+
+def test_an_epoch_is_summed_over_uneven_ranks_and_divided_once():
+    shards = [shard(), shard(30, 2, 3.0, 29, logits=(2.0, 3.0, -0.5), labels=(0, 1, 1))]
+    row = epochs.summarise(3, shards, 0.01, 10.0)
+    assert (row["epoch"], row["num_workers"], row["num_train_errors"]) == (3, 2, 2)
+    assert row["train_loss"] == pytest.approx(8 / 40)
+    assert row["train_accuracy"] == pytest.approx(36 / 40)
+    # Fakes score 1, 3, -.5 and reals -1, 2: of the six pairs, 1 > -1, 3 > -1, 3 > 2 and -.5 > -1 are right.
+    assert row["val_auc"] == pytest.approx(4 / 6)
+    assert row["val_accuracy"] == pytest.approx(3 / 5)
+    assert row["val_loss"] == pytest.approx(np.mean(np.logaddexp(0, [-1.0, -1.0, 2.0, -3.0, 0.5])), abs=1e-6)
+    assert row["images_per_s"] == pytest.approx(45 / 10)
+    assert row["data_wait_share"] == pytest.approx(2.0 / 2 / 10)
+
+
+@pytest.mark.parametrize(
+    ("shards", "message"),
+    [
+        ([shard()], ""),
+        ([shard(98, 1), shard(97, 4)], "2.5% of the training images cannot be read, .*; the first: a.jpg: empty"),
+        ([shard(loss_sum=float("nan"))], "lower --learning-rate"),
+        ([shard(labels=(1, 1))], "no real validation image"),
+    ],
+)
+def test_what_ends_a_run(shards, message):
+    found = problem_of(shards, 0.02)
+    assert re.search(message, found) if message else not found
+
+
+def test_the_revision_is_that_of_the_checkout():
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
+    found = git_revision()
+    assert found is None if head.returncode else found.rstrip("+") == head.stdout.strip()

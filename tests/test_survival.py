@@ -1,0 +1,171 @@
+"""Training that loses its driver, a worker or a node; and that gives the same result on any number of workers."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from clusters import cluster
+from PIL import Image
+from processes import kill_when, processes_named, run_job, start_job, wait_until
+from torch import nn
+
+from deepfake_ray import models, weights
+from deepfake_ray.config import TrainConfig
+
+pytestmark = pytest.mark.ray
+
+IMAGENET_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+IMAGENET_STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def history(output):
+    """The columns that say what was learned, as text: to the bit."""
+    with contextlib.suppress(FileNotFoundError), open(Path(output) / "history.csv") as file:
+        return [
+            {k: v for k, v in row.items() if k == "epoch" or k.startswith(("train_", "val_", "learning"))}
+            for row in csv.DictReader(file)
+        ]
+    return []
+
+
+def model_id(output):
+    return json.loads((Path(output) / "model" / "model.json").read_text())["model_id"]
+
+
+def last_saved(output):
+    """Epoch and step that a resumed run would begin at, as Ray Train has them on disk."""
+    with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+        state = json.loads(Path(output, "checkpoints", "checkpoint_manager_snapshot.json").read_text())
+        metrics = state["latest_checkpoint_result"]["metrics"]
+        return metrics["epoch"], metrics.get("step", 0)
+    return 0, 0
+
+
+@pytest.fixture(scope="module")
+def flags(sample_folder):
+    # 400 images in twenties: an epoch has 20 steps, and a state is saved after 7 and 14 of them, and at its end.
+    return ["--data", sample_folder, "--epochs", 3, "--global-batch-size", 20, "--checkpoint-every-steps", 7]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_2_cpus, flags, tmp_path_factory):
+    """A run that nothing happened to."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    done = run_job("train", *flags, "--output", output)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def test_the_last_and_the_best_checkpoint_are_kept(whole):
+    best = max(range(3), key=lambda index: float(history(whole)[index]["val_auc"]))
+    assert len(list((whole / "checkpoints").glob("checkpoint_*"))) == (1 if best == 2 else 2)
+    assert last_saved(whole) == (3, 0)
+
+
+def test_a_killed_driver_goes_on_in_the_middle_of_an_epoch(whole, flags, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow would rather have a database
+    output = tmp_path / "run"
+    flags = [*flags, "--mlflow-uri", tmp_path / "mlflow"]
+    job = start_job("train", *flags, "--output", output)
+    kill_when(job, lambda: last_saved(output) >= (2, 7))
+    assert last_saved(output)[1]
+    assert not (output / "_SUCCESS").exists()
+    refused = run_job("train", *flags, "--output", output)
+    assert refused.returncode == 2
+    assert "add --resume" in refused.stderr
+    other = run_job("train", *flags, "--output", output, "--resume", "--seed", "1")
+    assert "seed was 0 and is now 1" in other.stderr
+    resumed = run_job("train", *flags, "--output", output, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["epoch"] for row in history(output)] == ["1", "2", "3"]
+    assert history(output) == history(whole)
+    assert model_id(output) == model_id(whole)
+    client = mlflow.MlflowClient(tracking_uri=str(tmp_path / "mlflow"))
+    (run,) = client.search_runs([client.get_experiment_by_name("deepfake_ray").experiment_id])
+    assert (run.info.status, run.data.params["global_batch_size"]) == ("FINISHED", "20")
+    logged = client.get_metric_history(run.info.run_id, "val/auc")
+    assert [(m.step, m.value) for m in logged] == [(int(r["epoch"]), float(r["val_auc"])) for r in history(output)]
+
+
+def test_a_killed_worker_is_replaced_in_the_middle_of_an_epoch(whole, flags, tmp_path):
+    output = tmp_path / "run"
+    job = start_job("train", *flags, "--output", output)
+    wait_until(job, lambda: last_saved(output) >= (2, 7))
+    (worker,) = processes_named("ray::RayTrainWorker", below=job.pid)
+    os.kill(worker, signal.SIGKILL)
+    text, _ = job.communicate(timeout=180)
+    assert job.returncode == 0, text
+    assert history(output) == history(whole)
+    assert model_id(output) == model_id(whole)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(ray_2_cpus, sample_folder, tmp_path):
+    """With batch norms at rest (the backbone frozen) and no dropout drawn, nothing but rounding differs."""
+    from deepfake_ray.training import train
+
+    common = {"data": str(sample_folder), "arch": "resnet18", "weights": "none", "limit": 60, "image_size": 32,
+              "epochs": 2, "freeze_backbone_epochs": 1, "global_batch_size": 20, "learning_rate": 0.01}  # fmt: skip
+    losses = []
+    for name, size in (("whole", None), ("pieces", 7)):
+        train(TrainConfig(**common, output=str(tmp_path / name), micro_batch_size=size))
+        losses.append([float(row["train_loss"]) for row in history(tmp_path / name)])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-5)  # batch norms see 7 images, not 20
+
+
+def untrained_metrics(folder):
+    """Loss, accuracy and AUC of the initial weights on the validation split, without anything of the pipeline."""
+    network = models.build("cnn").eval()
+    network.load_state_dict(weights.initial_state("cnn", "none", seed=0))
+    paths = sorted((folder / "Validation").rglob("*.jpg"))
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    x = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    labels = np.array(["Fake" in path.parts for path in paths])
+    with torch.inference_mode():
+        outputs = network(x)
+    logits = (outputs[:, 1] - outputs[:, 0]).numpy()
+    loss = nn.functional.cross_entropy(outputs, torch.tensor(labels, dtype=torch.int64)).item()
+    return loss, np.mean((logits >= 0) == labels), sklearn.metrics.roc_auc_score(labels, logits)
+
+
+def test_uneven_shards_of_several_workers_give_the_metrics_of_one(sample_folder, tmp_path):
+    """4 CPUs and 2 or 3 workers; 3 do not divide the 40 validation images. The weights do not move."""
+    flags = ["--data", sample_folder, "--epochs", 1, "--freeze-backbone-epochs", 1, "--learning-rate", 1e-30,
+             "--global-batch-size", 200]  # fmt: skip
+    with cluster(4) as nodes:
+        for workers in (2, 3):
+            output = tmp_path / str(workers)
+            done = run_job("train", *flags, "--output", output, "--num-workers", workers, address=nodes.address)
+            assert done.returncode == 0, done.stderr
+            (row,) = history(output)
+            found = [float(row[f"val_{name}"]) for name in ("loss", "accuracy", "auc")]
+            # Pillow and simplejpeg may round a pixel differently.
+            assert found == pytest.approx(untrained_metrics(sample_folder), abs=2e-4)
+
+
+def test_training_goes_on_when_a_node_is_lost(sample_folder, tmp_path):
+    """Two nodes, a worker on each; one node is killed, and the other ends the run alone."""
+    output = tmp_path / "run"
+    flags = ["--data", sample_folder, "--epochs", 4, "--global-batch-size", 20, "--num-workers", "1-2",
+             "--shared-storage", "--output", output]  # fmt: skip
+    with cluster(2) as nodes:
+        lost = nodes.add_node(num_cpus=2)
+        job = start_job("train", *flags, address=nodes.address)
+        wait_until(job, lambda: last_saved(output) >= (1, 0))
+        nodes.remove_node(lost, allow_graceful=False)
+        text, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, text
+    with open(output / "history.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert rows[0]["num_workers"] == "2"
+    assert rows[-1]["num_workers"] == "1"
+    assert np.isfinite([float(row["val_auc"]) for row in rows]).all()
