@@ -262,7 +262,7 @@ def _require_share(name: str, value: float) -> None:
 
 FREE_TO_CHANGE = frozenset(
     {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
-    | {"image_timeout_s", "versions", "git_revision", "mlflow_uri", "checkpoint_every_steps"}
+    | {"image_timeout_s", "versions", "git_revision", "checkpoint_every_steps"}
 )
 """What a resumed run may be told otherwise: it changes no result."""
 

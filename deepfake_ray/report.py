@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn import metrics as sk
 
+from deepfake_ray.ranking import ECE_BINS
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 REAL_COLOUR, FAKE_COLOUR, NEUTRAL = "#2a78b5", "#c8553d", "#666666"
@@ -120,11 +123,32 @@ def score_histogram(labels: NDArray[np.int64], p_fake: NDArray[np.float64], thre
     return _png(figure)
 
 
+def reliability(labels: NDArray[np.int64], logits: NDArray[np.float64], temperature: float) -> bytes:
+    """How often images of a score are fake, before and after the temperature; the diagonal is a calibrated model."""
+    figure, axes = _axes("Calibration", "p_fake (mean of a bin)", "share that is fake")
+    axes.plot([0, 1], [0, 1], ls=":", color=NEUTRAL, lw=1)
+    edges = np.linspace(0, 1, ECE_BINS + 1)
+    for name, t, style in (
+        ("before the temperature", 1.0, "o--"),
+        (f"after (T = {temperature:.2f})", temperature, "o-"),
+    ):
+        p_fake = expit(logits / t)
+        bins = np.clip(np.digitize(p_fake, edges) - 1, 0, ECE_BINS - 1)
+        filled = np.unique(bins)
+        means = [(p_fake[bins == one].mean(), labels[bins == one].mean()) for one in filled]
+        axes.plot(*np.transpose(means), style, ms=4, color=NEUTRAL if t == 1.0 else FAKE_COLOUR, label=name)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    return _png(figure)
+
+
 def figures(
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
     p_fake: NDArray[np.float64],
     result: Mapping[str, Any],
+    temperature: float,
 ) -> dict[str, bytes]:
     """The evaluation's figures: file name (without `.png`) -> PNG.
 
@@ -133,6 +157,7 @@ def figures(
         scores: float (N,) logits, which rank the images.
         p_fake: float (N,).
         result: as `evaluation.evaluate` writes to metrics.json.
+        temperature: of the bundle.
     """
     called = result["thresholds"][result["verdict_threshold"]]
     title = f"Confusion matrix at p_fake >= {called['threshold']:.4f} ({result['verdict_threshold']})"
@@ -142,6 +167,7 @@ def figures(
         drawn["precision_recall"] = precision_recall_curve(labels, scores, result["average_precision"])
     shown = {name: at["threshold"] for name, at in result["thresholds"].items()}
     drawn["score_histogram"] = score_histogram(labels, p_fake, shown)
+    drawn["reliability"] = reliability(labels, scores, temperature)
     return drawn
 
 
@@ -155,6 +181,9 @@ def html(result: Mapping[str, Any], pictures: Mapping[str, bytes], report_text: 
         verdict=result["thresholds"][result["verdict_threshold"]],
         pictures=embedded,
         captions=CAPTIONS,
+        slices={by: list(of) for by, of in itertools.groupby(result["slices"], key=lambda one: one["by"])},
+        names=NAMES,
+        columns=COLUMNS,
         report_text=report_text,
         run=run,
     )
@@ -164,5 +193,28 @@ CAPTIONS = {
     "confusion_matrix": "True classes are rows: the lower left are fakes that passed, the upper right reals accused.",
     "roc": "Each point is a threshold. The dotted line is guessing.",
     "precision_recall": "Of the images called fake, how many are; against how many of the fakes are found.",
+    "reliability": "Points above the diagonal: fakes are more frequent than p_fake says; below it: less frequent.",
     "score_histogram": "A good detector keeps the two colours apart; the lines are the thresholds.",
+}
+
+NAMES = {
+    "roc_auc": "ROC AUC",
+    "average_precision": "average precision",
+    "eer": "equal error rate",
+    "tpr_at_fpr_1": "fakes found at 1 % of reals accused, on these images",
+    "tpr_at_fpr_5": "fakes found at 5 % of reals accused, on these images",
+    "brier": "Brier score",
+    "log_loss": "log loss (nats)",
+    "ece": "expected calibration error, 15 equal-width bins of p_fake",
+}
+
+COLUMNS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced",
+    "precision_fake": "precision",
+    "recall_fake": "recall",
+    "f1_fake": "F1 fake",
+    "f1_macro": "F1 macro",
+    "specificity": "specificity",
+    "mcc": "MCC",
 }

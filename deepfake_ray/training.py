@@ -139,8 +139,10 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
             f"global-batch-size must give each worker two images, for batch norm: got {batch_size} over "
             f"{placement.num_workers}; try {2 * placement.num_workers}."
         )
+    asked = config.to_json()
+    del asked["mlflow_uri"]  # it may hold a password, and is no part of the result
     return {
-        **config.to_json(),
+        **asked,
         "weights": origin,
         "image_size": image_size,
         "global_batch_size": batch_size,
@@ -240,7 +242,8 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     try:
         result = trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise JobError(f"training failed: {error}") from error
+        hint = "; lower --micro-batch-size" if "OutOfMemoryError" in str(error) else ""
+        raise JobError(f"training failed: {error}{hint}") from error
     _, _, failure = ray.get(spec.board.read.remote())
     if failure:
         raise JobError(f"training stopped: {failure}")

@@ -420,6 +420,8 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
     assert set(rows.split) == {"test"}
     assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(y, rows.logit), abs=1e-9)
     assert found["average_precision"] == pytest.approx(sk.average_precision_score(y, rows.logit), abs=1e-9)
+    low, high = found["intervals"]["roc_auc"]
+    assert low <= found["roc_auc"] <= high
     model = json.load(open(trained / "model" / "model.json"))
     q = 1 / (1 + np.exp(-rows.logit.astype(float) / model["temperature"]))
     assert found["log_loss"] == pytest.approx(sk.log_loss(y, q), abs=1e-9)
@@ -438,17 +440,20 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
         )
         assert at["confusion_matrix"] == sk.confusion_matrix(y, called).tolist()
     assert (rows.predicted_label == np.where(p >= found["thresholds"]["balanced"]["threshold"], "fake", "real")).all()
-    assert set(found["sources"]) == {"nearest", "bilinear", "bicubic"}
-    for source, of in found["sources"].items():
+    sources = {of["value"]: of for of in found["slices"] if of["by"] == "source"}
+    assert set(sources) == {"nearest", "bilinear", "bicubic"}
+    for source, of in sources.items():
         chosen = rows[rows.source == source]
         assert of["recall_fake"] == pytest.approx((chosen.predicted_label == "fake").mean(), abs=1e-9)
+        against = rows[(rows.source == source) | (rows.true_label == "real")]  # the sample's reals have no source
+        assert of["roc_auc"] == pytest.approx(sk.roc_auc_score(against.true_label == "fake", against.logit), abs=1e-9)
     tidy = pq.read_table(output / "metrics.parquet")
     assert tidy.schema.equals(schema.METRICS, check_metadata=True)
     assert {"roc_auc", "accuracy", "true_fake", "recall_fake"} <= set(tidy["metric"].to_pylist())
-    for name in ("confusion_matrix", "roc", "precision_recall", "score_histogram"):
+    for name in ("confusion_matrix", "roc", "precision_recall", "score_histogram", "reliability"):
         Image.open(output / "figures" / f"{name}.png").verify()
     page = (output / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "http" not in page.replace("http-equiv", "")
     assert (output / "classification_report.txt").read_text() in page
     assert (output / "_SUCCESS").exists()

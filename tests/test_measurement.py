@@ -1,0 +1,180 @@
+"""The evaluation's figures, against scikit-learn and against numbers worked out by hand."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import binom, norm
+from sklearn import metrics as sk
+
+from deepfake_ray import bundle, intervals, measurement, metrics, schema, slices
+from deepfake_ray.images import Preparation
+from deepfake_ray.ranking import Ranking
+
+
+def simulated(num_images=400, seed=0):
+    """Labels and logits with many ties."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 2, num_images)
+    return labels, np.round(random.normal(labels * 1.5 - 0.5, 1.0), 1)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_ranking_is_scikit_learns(weighted):
+    labels, logits = simulated()
+    weights = np.random.default_rng(1).integers(0, 4, len(labels)).astype(float) if weighted else None
+    found = Ranking(labels, logits, 2.0).figures(weights)
+    p_fake = 1 / (1 + np.exp(-logits / 2))
+    expected = {
+        "roc_auc": sk.roc_auc_score(labels, logits, sample_weight=weights),
+        "average_precision": sk.average_precision_score(labels, logits, sample_weight=weights),
+        "brier": sk.brier_score_loss(labels, p_fake, sample_weight=weights),
+        "log_loss": sk.log_loss(labels, p_fake, sample_weight=weights),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    fpr, tpr, _ = sk.roc_curve(labels, logits, sample_weight=weights, drop_intermediate=False)
+    assert found["tpr_at_fpr_1"] == pytest.approx(tpr[fpr <= 0.01].max(), abs=1e-12)
+    assert found["tpr_at_fpr_5"] == pytest.approx(tpr[fpr <= 0.05].max(), abs=1e-12)
+    rates = np.linspace(0, 1, 200_001)
+    crossing = rates[np.argmin(np.abs(np.interp(rates, fpr, tpr) - (1 - rates)))]
+    assert found["eer"] == pytest.approx(crossing, abs=1e-5)
+
+
+def test_equal_error_rate_by_hand():
+    # Of three reals and three fakes, one of each is on the wrong side.
+    assert Ranking([0, 0, 1, 0, 1, 1], [1, 2, 3, 4, 5, 6], 1.0).figures()["eer"] == pytest.approx(1 / 3)
+    assert Ranking([0, 1], [0, 1], 1.0).figures()["eer"] == 0.0
+
+
+def test_calibration_error_by_hand():
+    # Logit 0 is p_fake .5 (bin 7), where one of four is fake; log 9 is .9 (bin 13), where both are.
+    logits = np.array([0.0, 0.0, 0.0, 0.0, np.log(9), np.log(9)])
+    found = Ranking([0, 0, 0, 1, 1, 1], logits, 1.0).figures()["ece"]
+    assert found == pytest.approx((4 * abs(0.5 - 0.25) + 2 * abs(0.9 - 1.0)) / 6)
+
+
+def test_counts_give_the_numbers_of_the_images():
+    labels, logits = simulated(seed=3)
+    p_fake = 1 / (1 + np.exp(-logits))
+    for threshold in (0.0, 0.3, 0.7, 1.1):
+        numbers = metrics.at_threshold(labels, p_fake, threshold)
+        matrix = numbers.pop("confusion_matrix")
+        assert metrics.of_counts(np.ravel(matrix)) == pytest.approx(numbers, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_has_the_published_limits(successes, trials, low, high):
+    assert intervals.wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_covers_at_its_rate():
+    """Summed over all outcomes, not simulated."""
+    for share in (0.5, 0.8, 0.95):
+        covered = [low <= share <= high for low, high in (intervals.wilson(k, 200) for k in range(201))]
+        assert 0.93 < binom.pmf(np.arange(201), 200, share) @ covered < 0.97
+
+
+def grouped(seed):
+    """60 groups of 5 images of one class each, which share half of their variance: an AUC of Phi(1 / sqrt 2)."""
+    random = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(60), 5)
+    labels = groups % 2
+    logits = labels + np.sqrt(0.5) * random.normal(size=60)[groups] + np.sqrt(0.5) * random.normal(size=300)
+    return labels, logits, groups
+
+
+def test_bootstrap_covers_at_its_rate_only_by_group(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
+    true = norm.cdf(1 / np.sqrt(2))
+    covered = {"group": 0, "image": 0}
+    for seed in range(150):
+        labels, logits, groups = grouped(seed)
+        figures = Ranking(labels, logits, 1.0).figures
+        for by in covered:
+            found = intervals.bootstrap(figures, len(labels), groups if by == "group" else None, seed)
+            low, high = found["roc_auc"]
+            covered[by] += low <= true <= high
+    # .95 of 150 is 142.5, with a standard deviation of 2.7; percentile intervals of 60 groups run a little narrow.
+    assert 134 <= covered["group"] <= 149
+    assert covered["image"] < 120
+
+
+def test_bootstrap_repeats_and_says_when_it_cannot():
+    labels, logits = simulated(60)
+    ranking = Ranking(labels, logits, 1.0)
+    assert intervals.bootstrap(ranking.figures, 60, seed=1) == intervals.bootstrap(ranking.figures, 60, seed=1)
+    alone = intervals.bootstrap(Ranking([1] * 9, range(9), 1.0).figures, 9)
+    assert alone["roc_auc"] is None
+    assert alone["brier"] is not None
+
+
+def predictions(labels, logits, **columns):
+    names = [schema.CLASSES[label] for label in labels]
+    nothing = dict.fromkeys(measurement.COLUMNS, [None] * len(labels))
+    p_fake = 1 / (1 + np.exp(-np.asarray(logits)))
+    return pa.table({**nothing, "true_label": names, "logit": logits, "p_fake": p_fake, **columns})
+
+
+MODEL = bundle.Spec(
+    arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={"default": 0.5, "balanced": 0.4}
+)
+
+
+def test_a_label_swap_in_one_source_shows_in_its_slice():
+    labels, logits = simulated(900, seed=5)
+    sources = np.array(["good", "other", "swapped"])[np.arange(900) % 3]
+    wrong = np.where(sources == "swapped", 1 - labels, labels)
+    result = measurement.measure(predictions(wrong, logits, source=sources), MODEL, "balanced")
+    auc = {of["value"]: of["roc_auc"] for of in result["slices"]}
+    assert auc["good"] > 0.8
+    assert auc["other"] > 0.8
+    assert auc["swapped"] < 0.2
+
+
+def test_slices_by_hand():
+    scored = predictions(
+        [0, 0, 0, 1, 1, 1],
+        [-1.0, -1.0, 1.0, 1.0, 1.0, -1.0],
+        source=[None, None, None, "a", "a", "b"],
+        format=["JPEG"] * 4 + ["PNG"] * 2,
+        width=[100] * 3 + [600] * 3,
+        height=[63] * 2 + [64] * 4,
+        jpeg_quality=[49, 50, 95, None, None, None],
+    )
+    labels, logits, p_fake = measurement.arrays(scored)
+    found = {(of["by"], of["value"]): of for of in slices.by_slice(scored, labels, logits, p_fake, 0.5)}
+    assert list(found) == [
+        ("source", "a"), ("source", "b"), ("format", "JPEG"), ("format", "PNG"), ("short side", "under 64 px"),
+        ("short side", "64 to 127 px"), ("JPEG quality", "under 50"), ("JPEG quality", "50 to 69"),
+        ("JPEG quality", "95 or more"),
+    ]  # fmt: skip
+    a = found["source", "a"]
+    assert (a["num_real"], a["num_fake"], a["reals"], a["small"]) == (0, 2, "all", True)
+    assert (a["recall_fake"], a["recall_real"]) == (1.0, pytest.approx(2 / 3))
+    assert a["roc_auc"] == pytest.approx(5 / 6)  # two fakes, of 1, against -1, -1 and 1
+    assert found["format", "PNG"]["roc_auc"] is None
+    assert found["format", "JPEG"]["num_real"] == 3
+
+
+def test_every_figure_has_an_interval_around_it():
+    labels, logits = simulated(300)
+    groups = [f"video {i // 3}" for i in range(300)]
+    for columns, by in (({}, "image"), ({"group": groups}, "group")):
+        result = measurement.measure(predictions(labels, logits, **columns), MODEL, "0.6")
+        assert result["intervals_by"] == by
+        assert set(result["thresholds"]) == {"default", "balanced", "given"}
+        for of in (result, *result["thresholds"].values()):
+            assert len(of["intervals"]) in (8, 16)
+            for name, (low, high) in of["intervals"].items():
+                assert low <= of[name] <= high, name
+    at = result["thresholds"]["default"]
+    wilson = intervals.wilson(at["confusion_matrix"][1][1], int(np.sum(labels)))
+    assert measurement.measure(predictions(labels, logits), MODEL, "0.6")["thresholds"]["default"]["intervals"][
+        "recall_fake"
+    ] == pytest.approx(wilson)
+    rows = measurement.tidy({**result, "split": "test"}).to_pylist()
+    (auc,) = [row for row in rows if row["metric"] == "roc_auc"]
+    assert (auc["value"], auc["low"], auc["high"]) == (result["roc_auc"], *result["intervals"]["roc_auc"])

@@ -1,0 +1,88 @@
+"""report.html in a real browser: what it asks the network for, what its console says, what it shows."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from test_measurement import MODEL, predictions, simulated
+
+from deepfake_ray import measurement, metrics, report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A report with all that there can be: sources without reals, small slices, warnings, odd names."""
+    labels, logits = simulated(600)
+    sources = [None if label == 0 else ("stylegan <b>2</b>" if i % 9 else "rare") for i, label in enumerate(labels)]
+    scored = predictions(labels, logits, source=sources, format=["JPEG" if i % 3 else "PNG" for i in range(600)])
+    result = measurement.measure(scored, MODEL, "balanced") | {
+        "split": "test", "data": "/data/<script>alert(1)</script>", "model": "/model", "num_errors": 3,
+        "command": "python jobs/evaluate.py", "warnings": ["99.0% of the images are called real"],
+    }  # fmt: skip
+    labels, logits, p_fake = measurement.arrays(scored)
+    pictures = report.figures(labels, logits, p_fake, result, MODEL.temperature)
+    run = {"run_id": "0123", "manifest_sha256": "ab" * 32, "errors_by_code": {"truncated": 3}}
+    text = metrics.classification_report(labels, p_fake, 0.5)
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(report.html(result, pictures, text, run))
+    return path
+
+
+def open_in_chromium(page):
+    """What chromium makes of a page: its DOM, what its console says, and the URLs that it asks for."""
+    if CHROMIUM is None:
+        assert not os.environ.get("REQUIRE_CHROMIUM"), "there is no chromium"
+        pytest.skip("there is no chromium to open the report in")
+    log = page.with_suffix(".json")
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr",
+            f"--user-data-dir={page.with_suffix('.profile')}", f"--log-net-log={log}", "--virtual-time-budget=3000",
+            "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    events = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    # Chromium has errands of its own, which no origin initiated.
+    urls = {event["url"] for event in events if event.get("initiator", "not an origin") != "not an origin"}
+    return done.stdout, console, {url for url in urls if not url.startswith(("file:", "data:"))}
+
+
+@pytest.fixture(scope="module")
+def opened(page):
+    return open_in_chromium(page)
+
+
+def test_the_report_asks_the_network_for_nothing(opened, page):
+    assert opened[2] == set()
+    other = page.with_name("other.html")
+    other.write_text(page.read_text().replace("<h1>", '<img src="http://127.0.0.1:9/x.png"><h1>'))
+    assert open_in_chromium(other)[2] == {"http://127.0.0.1:9/x.png"}
+
+
+def test_the_console_stays_silent(opened):
+    assert opened[1] == []
+
+
+def test_the_report_shows_its_figures_and_escapes_names(opened, page):
+    dom = opened[0]
+    assert dom.count("<img") == dom.count("data:image/png;base64,") == 5
+    assert "stylegan &lt;b&gt;2&lt;/b&gt;" in dom
+    assert "<script" not in page.read_text()
+    assert "By source" in dom
+    assert "By format" in dom
+    assert "Against all reals" in dom
+    assert "Fewer than 50 images" in dom
+
+
+def test_the_verdict_has_the_numbers_that_were_measured(page):
+    labels, logits = simulated(600)
+    p_fake = 1 / (1 + np.exp(-logits))
+    found = np.mean(p_fake[labels == 1] >= 0.4)
+    assert f"{100 * found:.1f} % of the fakes" in page.read_text()
