@@ -40,7 +40,7 @@ def this_project(options, folder):
 
 def torchrun(options, loader_workers):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
         str(ROOT / "benchmarks" / "peers" / "torchrun_ddp.py"), "--loader-workers", str(loader_workers), *options,
     ]  # fmt: skip
     started = time.monotonic()
