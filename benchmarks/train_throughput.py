@@ -28,7 +28,7 @@ def this_project(options, folder):
     output = Path(folder, "run")
     command = [
         sys.executable, str(ROOT / "jobs" / "train.py"), "--output", str(output), "--num-workers", "2",
-        "--early-stopping-patience", "99", *options,
+        "--early-stopping-patience", "99", "--allow-leaks", *options,
     ]  # fmt: skip
     started = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
