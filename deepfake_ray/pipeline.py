@@ -35,19 +35,21 @@ TASKS_PER_STREAM = 1024
 
 
 SECONDS_BETWEEN_STEPS = 0.02
+SECONDS_WHEN_IDLE = 0.1
 
 
 class Breathe(ExecutionCallback):
-    """Makes Ray Data's scheduling loop sleep between its steps.
+    """Makes Ray Data's scheduling loop sleep between its steps; for longer while no task runs that could end.
 
     In 2.60 the loop spins without pause while its output is not wanted yet, which is how it should be most of the
     time in training: it took .6 of a core, and the training loop's interpreter lock, and a third of the throughput
-    (benchmarks/results/main_job_2cpu_20261122.md).
+    (benchmarks/results/main_job_2cpu_20261122.md). At 50 steps a second it still took .12 of one.
     """
 
-    def on_execution_step(self, executor: object) -> None:
+    def on_execution_step(self, executor: Any) -> None:
         """Called after each step."""
-        time.sleep(SECONDS_BETWEEN_STEPS)
+        busy = any(operator.num_active_tasks() for operator in executor._topology)
+        time.sleep(SECONDS_BETWEEN_STEPS if busy else SECONDS_WHEN_IDLE)
 
 
 def context(cpus: float | None = None) -> DataContext:
