@@ -43,7 +43,8 @@ class Breathe(ExecutionCallback):
 
     In 2.60 the loop spins without pause while its output is not wanted yet, which is how it should be most of the
     time in training: it took .6 of a core, and the training loop's interpreter lock, and a third of the throughput
-    (benchmarks/results/main_job_2cpu_20261122.md). At 50 steps a second it still took .12 of one.
+    (benchmarks/results/main_job_2cpu_20261122.md). At 50 steps a second its thread was still in a
+    third of a profile's samples, at 10 in a quarter (training_2cpu_20261123.md).
     """
 
     def on_execution_step(self, executor: Any) -> None:

@@ -79,7 +79,7 @@ def plan_training(nodes: Sequence[Node], workers: tuple[int, int] | None, use_gp
     kept = max(1.0, DATA_SHARE * smallest) if smallest > 1 else smallest / 2
     cpus = _floor((smallest - kept) / per_node)
     if most > least:
-        # Too many for one more worker to fit on a node: Ray would put it there, and leave no CPU for the data.
+        # So many CPUs that no further worker fits on a node: Ray would put one there, and leave none for the data.
         cpus = max(cpus, (math.floor(10 * smallest / (per_node + 1)) + 1) / 10)
     if cpus < MIN_CPUS or per_node * cpus > smallest - MIN_CPUS:
         raise UserError(

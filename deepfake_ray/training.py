@@ -170,6 +170,11 @@ def _look_at_data(images: manifest.Manifest) -> dict[str, Any]:
                 f"Training needs a {needed} split: the data has {', '.join(counts)}; rename a folder, or give images "
                 "without split folders and let --split-by auto make them."
             )
+        if not all(counts[needed].values()):
+            raise UserError(
+                f"Training needs images of both classes in {needed}: it has {counts[needed]['real']} real and "
+                f"{counts[needed]['fake']} fake; add the other class, or give images without split folders."
+            )
     parts = [f"{name} {by['real']:,} real + {by['fake']:,} fake" for name, by in counts.items()]
     say(f"images: {'; '.join(parts)}")
     if images.other_files:

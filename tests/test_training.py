@@ -2,14 +2,17 @@
 
 import re
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import ROOT
 
 from deepfake_ray import history as epochs
+from deepfake_ray.errors import UserError
 from deepfake_ray.history import Shard, Tally, best_epoch, problem_of, stops_early
-from deepfake_ray.training import default_global_batch_size, git_revision
+from deepfake_ray.training import _look_at_data, default_global_batch_size, git_revision
 from deepfake_ray.watching import _tag
 
 
@@ -80,3 +83,11 @@ def test_the_revision_is_that_of_the_checkout():
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
     found = git_revision()
     assert found is None if head.returncode else found.rstrip("+") == head.stdout.strip()
+
+
+def test_a_split_of_one_class_is_refused():
+    rows = [("a", "real", "train"), ("b", "fake", "train"), ("c", "fake", "validation")]
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(("uri", "label", "split"))}
+    table = pa.table({**columns, "source": pa.nulls(3, pa.string()), "group": pa.nulls(3, pa.string())})
+    with pytest.raises(UserError, match="both classes in validation: it has 0 real and 1 fake"):
+        _look_at_data(SimpleNamespace(table=table, other_files=[]))
