@@ -43,14 +43,27 @@ def main(config_class: type[Any], job: str, arguments: Sequence[str] | None = No
         from deepfake_ray.session import ray_session
 
         with ray_session(verbose=config.verbose):
-            run(config)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except JobError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+            return _outcome(lambda: run(config))  # said before Ray ends, which may take the process with it
+    except (UserError, KeyboardInterrupt) as error:
+        return _say(error)
+
+
+def _outcome(run: Callable[[], object]) -> int:
+    try:
+        run()
+    except (UserError, JobError, KeyboardInterrupt) as error:
+        return _say(error)
     return 0
+
+
+def _say(error: BaseException) -> int:
+    """Tell the user of an error; returns the exit code."""
+    match error:
+        case UserError():
+            word, code = "error", 2
+        case JobError():
+            word, code = "failed", 1
+        case _:
+            word, code = "interrupted", 130
+    print(f"{word}: {error}" if str(error) else word, file=sys.stderr, flush=True)
+    return code

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -269,7 +269,7 @@ class Score:
         return {"result": [self._scorer(work["result"][0])]}
 
 
-def scored_chunks(chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement) -> Iterator[Report]:
+def scored_chunks(chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement) -> Generator[Report]:
     """Have pools of actors score chunks of a manifest; yields what they say of each, as they are done.
 
     The chunks are blocks of their own, so that all actors work; the actor that scores a chunk writes its file itself,

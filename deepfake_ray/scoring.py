@@ -9,6 +9,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from math import ceil
 from typing import Any
 
@@ -200,8 +201,11 @@ def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlace
     started_at, ended_at = float("inf"), 0.0
     num_known = 0
     watch = _ErrorWatch(spec.max_error_share)
-    with Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress:
-        for report in scored_chunks(chunks, spec, placement):
+    with (
+        Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress,
+        closing(scored_chunks(chunks, spec, placement)) as reports,  # or Ray Data's threads outlive a failure
+    ):
+        for report in reports:
             started_at, ended_at = min(started_at, report.started_at), max(ended_at, report.ended_at)
             num_known += report.num_known
             watch.add(report)
