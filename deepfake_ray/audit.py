@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from deepfake_ray import manifest, schema
+from deepfake_ray import fingerprints, manifest, schema
 
 SHORTCUT_AUC = 0.6
 """Warn when the files alone tell the classes apart better than this."""
@@ -117,3 +117,41 @@ def zero_pixel_auc(table: pa.Table, facts: pa.Table, seed: int = 0) -> float | N
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
     scores = cross_val_predict(model, features.to_numpy(), labels, cv=folds, method="decision_function")
     return float(roc_auc_score(labels, scores))
+
+
+def of_evaluation(scored: pa.Table, trained: pa.Table | None, facts: pa.Table | None, seed: int = 0) -> dict[str, Any]:
+    """Look at images that a model is judged by.
+
+    Args:
+        scored: rows of predictions with status ok, all with a true label.
+        trained: what the model was trained on, `fingerprints.SCHEMA`; None: it is not known.
+        facts: `schema.FACTS` of the scored rows; None where `trained` is.
+        seed: of a draw among many images.
+
+    Returns:
+        `zero_pixel_auc`, `duplicates` (see there), `leaks` (`fingerprints.leaks`; None: not known) and `warnings`, a
+        sentence each.
+    """
+    table = pa.table({"uri": scored["uri"], "label": scored["true_label"], "split": scored["split"]})
+    auc = zero_pixel_auc(table, scored, seed)
+    repeated = duplicates(table, scored)
+    leaks = None
+    warnings = []
+    if auc is not None and auc > SHORTCUT_AUC:
+        warnings.append(
+            f"The files alone (bytes, size, format, JPEG quality), without a pixel, tell real from fake with an AUC of "
+            f"{auc:.3f}: a model may know the files instead of the pictures. Re-save both classes alike and compare."
+        )
+    if repeated["num_across_classes"]:
+        warnings.append(f"{repeated['num_across_classes']:,} images are in both classes, with the same bytes.")
+    if trained is not None and facts is not None:
+        tested = pa.table({"uri": scored["uri"], "sha256": scored["sha256"], "phash": facts["phash"]})
+        leaks = fingerprints.leaks(tested, trained, EXAMPLES)
+        number = leaks["num_exact"] + leaks["num_near"]
+        if number:
+            warnings.append(
+                f"{number:,} of {len(scored):,} images were in the model's training data ({leaks['num_exact']:,} with "
+                f"the same bytes, {leaks['num_near']:,} that look the same), such as {leaks['examples'][0]['uri']}: "
+                "figures on them flatter the model."
+            )
+    return {"zero_pixel_auc": auc, "duplicates": repeated, "leaks": leaks, "warnings": warnings}

@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -147,6 +148,43 @@ def _prepared(preparation: Preparation) -> str:
     return f"resized to {square}" if preparation.resize == STRETCH else f"a square of {square} cut out of it"
 
 
+EVALUATIONS, LIMITS = "## Evaluated on", "## Limits"
+_EVALUATION_COLUMNS = (
+    "| data | split | images | ROC AUC (95 %) | balanced accuracy (95 %) | threshold |\n|---|---|---|---|---|---|"
+)
+
+
+def add_to_card(uri: str, result: Mapping[str, Any]) -> None:
+    """Bring the model card up to date with an evaluation (metrics.json); a newer one of the same data takes its place.
+
+    Raises:
+        OSError: the card cannot be read or written.
+    """
+    place = storage.join(storage.absolute(uri), CARD)
+    card = storage.read_bytes(place).decode()
+    head, found, rest = card.partition(f"{EVALUATIONS}\n")
+    if not found:  # a card of an earlier version, or one that was rewritten by hand
+        head, limits, rest = card.partition(f"{LIMITS}\n")
+        rest = limits + rest
+    section, limits, rest = rest.partition(f"{LIMITS}\n")
+    at = result["thresholds"][result["verdict_threshold"]]
+    same = f"| {result['data']} | {result['split']} |"
+    rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith(("| data", same))]
+    rows.append(
+        f"{same} {result['num_scored']:,} | {_with_interval(result['roc_auc'], result['intervals']['roc_auc'])} | "
+        f"{_with_interval(at['balanced_accuracy'], at['intervals']['balanced_accuracy'])} | "
+        f"{result['verdict_threshold']} ({at['threshold']:.4f}) |"
+    )
+    table = "\n".join([_EVALUATION_COLUMNS, *rows])
+    storage.write_bytes(place, f"{head}{EVALUATIONS}\n{table}\n\n{limits}{rest}".encode())
+
+
+def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
+
+
 def _card(spec: Spec) -> str:
     validation = spec.provenance.get("validation", {})
     data = spec.provenance.get("data", {})
@@ -173,7 +211,10 @@ figures flatter the model. Use `jobs/evaluate.py` on images that played no part 
 |---|---|
 {thresholds}
 
-## Limits
+{EVALUATIONS}
+None yet.
+
+{LIMITS}
 It knows the generators and the cameras of its training data. On images from other generators, or re-saved by other
 software, expect it to be worse, possibly no better than chance: measure before you rely on it. A score is evidence,
 not proof.

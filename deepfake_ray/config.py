@@ -236,12 +236,32 @@ class ScoreConfig(_ScoringConfig, JobConfig):
 class EvaluateConfig(_ScoringConfig, LabelledDataConfig, JobConfig):
     """Score a labelled split with a bundle and write metrics, a classification report, figures and report.html."""
 
-    split: Literal["train", "validation", "test", "all"] = "test"
-    """Which images to evaluate on."""
+    data: str = ""
+    """Labelled images: a folder or s3:// prefix like Train|Validation|Test/Fake|Real/..., or a Parquet/CSV with
+    uri and label."""
+    model: str = ""
+    """The bundle: the directory or URI that training wrote as OUTPUT/model. Default: that of --predictions."""
+    split: Literal["train", "validation", "test", "all"] | None = None
+    """Which images to evaluate on. Default: test; all, with --predictions."""
+    predictions: str | None = None
+    """Output of jobs/score.py: its scores are evaluated, nothing is scored. The labels come from --labels (a Parquet
+    or CSV with uri and label) or --data; images without a label are left out."""
+    degrade: int = 0
+    """Score so many images (drawn at random, both classes alike) again after re-compression (JPEG, WebP), blur,
+    shrinking and the way through social media: eleven more forward passes each. 0: none."""
+    compare: str | None = None
+    """Output of another evaluation: both models side by side on the images that are in both."""
 
     def __post_init__(self) -> None:
         JobConfig.__post_init__(self)
         self._check_scoring()
+        _require(self.degrade >= 0, "degrade must not be negative", self.degrade, "try 500")
+        if self.predictions is None:
+            _require(bool(self.data), "data must name labelled images", self.data, "give --data FOLDER")
+            _require(bool(self.model), "model must name a bundle", self.model, "give --model RUN/model")
+        else:
+            _require(bool(self.data or self.labels), "predictions need labels", self.predictions, "give --labels TABLE")
+            _require(self.limit is None, "predictions are evaluated whole", self.limit, "leave --limit out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,46 @@
-"""`evaluate(config)`: score a labelled split, then metrics, a classification report, figures and report.html."""
+"""`evaluate(config)`: labelled scores -> metrics, a classification report, figures and report.html. The driver."""
 
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 
-from deepfake_ray import bundle, manifest, measurement, metrics, report, schema, storage
+from deepfake_ray import (
+    audit,
+    bundle,
+    comparison,
+    figures,
+    fingerprints,
+    joining,
+    manifest,
+    measurement,
+    metrics,
+    mistakes,
+    report,
+    robustness,
+    schema,
+    storage,
+    tables,
+)
 from deepfake_ray.config import EvaluateConfig
+from deepfake_ray.degradations import DEGRADATIONS
+from deepfake_ray.errors import UserError
+from deepfake_ray.images import Limits
 from deepfake_ray.labels import of_split, read_labelled
+from deepfake_ray.pipeline import image_facts
 from deepfake_ray.progress import say
 from deepfake_ray.scoring import RUN, read_predictions, score_manifest
+from deepfake_ray.session import cause_of, cluster_nodes
+
+METRICS, DEGRADED = "metrics.json", "degraded"
+COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
+"""Of the predictions, what is looked at."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -24,48 +53,183 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     output = storage.absolute(config.output)
     if config.resume and storage.is_finished(output):
         say(f"{output} is finished already; nothing to do")
-        finished: dict[str, Any] = storage.read_json(storage.join(output, "metrics.json"))
+        finished: dict[str, Any] = storage.read_json(storage.join(output, METRICS))
         return finished
-
-    def pages() -> list[manifest.Page]:
-        images = read_labelled(
-            config.data,
-            labels=config.labels,
-            group_regex=config.group_regex,
-            split_by=config.split_by,
-            limit=config.limit,
-            seed=config.seed,
-        )
-        chosen = of_split(images, config.split, config.data)
-        return [manifest.Page(chosen.table, chosen.other_files)]
-
-    run = score_manifest(config, [config.data], pages)
-    rows = read_predictions(output, ["row", "status", *measurement.COLUMNS])
+    other = None if config.compare is None else _other_evaluation(config.compare)
+    if config.predictions is None:
+        run = score_manifest(config, [config.data], lambda: _labelled_pages(config))
+    else:
+        config, run = _join(config, output)
+    rows = read_predictions(output, COLUMNS)
     scored = rows.filter(pc.equal(rows["status"], schema.OK))
     model = bundle.load_spec(config.model)
+    threshold = model.threshold(config.threshold)
+    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     result = measurement.measure(scored, model, config.threshold, config.seed)
     result |= {
-        "split": config.split,
-        "data": storage.absolute(config.data),
+        "split": config.split or ("test" if config.predictions is None else "all"),
+        "data": storage.absolute(config.data or config.labels or ""),
         "model": storage.absolute(config.model),
         "num_errors": run["num_errors"],
         "command": shlex.join(["python", *sys.argv]),
     }
+    result["warnings"] += run.get("warnings_of_joining", [])
+    result["audit"] = _audit(scored, config, limits)
+    result["warnings"] += result["audit"].pop("warnings")
+    if config.degrade:
+        result["degradations"] = _degraded(scored, config, output, threshold)
+    if other is not None:
+        result["comparison"] = _comparison(scored, threshold, other, config)
+    errors = _mistakes(scored, threshold, config.model, limits)
+    _write(result, scored, model, errors, run, output)
+    try:
+        bundle.add_to_card(config.model, result)
+    except OSError as error:
+        say(f"the bundle's {bundle.CARD} could not be brought up to date: {storage.first_line(error)}")
+    storage.mark_finished(output)
+    _say_result(result, output)
+    return result
+
+
+# --- what is evaluated
+
+
+def _labelled_pages(config: EvaluateConfig) -> list[manifest.Page]:
+    images = read_labelled(
+        config.data,
+        labels=config.labels,
+        group_regex=config.group_regex,
+        split_by=config.split_by,
+        limit=config.limit,
+        seed=config.seed,
+    )
+    chosen = of_split(images, config.split or schema.TEST, config.data)
+    return [manifest.Page(chosen.table, chosen.other_files)]
+
+
+def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str, Any]]:
+    """Labelled predictions instead of scoring; returns the configuration with its model, and `run.json`."""
+    place = config.predictions or ""
+    run = joining.scoring_run(place)
+    config = replace(config, model=config.model or run["config"]["model"])
+    model = bundle.load_spec(config.model)
+    if model.model_id != run["model_id"]:
+        raise UserError(
+            f"model must be the one that made the predictions: {config.model} is {model.model_id}, they are by "
+            f"{run['model_id']}; give --model."
+        )
+    if not config.resume:
+        storage.require_new_output(output, resumable=True)
+    if config.data:
+        labels = of_split(
+            read_labelled(config.data, labels=config.labels, group_regex=config.group_regex, split_by=config.split_by),
+            config.split or "all",
+            config.data,
+        ).table
+    else:
+        labels = manifest.list_images(config.labels or "").table
+        labels = labels.filter(labels["label"].is_valid())
+        if config.split not in (None, "all"):
+            labels = labels.filter(pc.equal(labels["split"], config.split))
+    counts = joining.join(place, labels, output)
+    run |= {"num_errors": counts["num_errors"], "num_images": counts["num_images"], "predictions_of": place}
+    run["warnings_of_joining"] = (
+        [f"{counts['num_without_prediction']:,} labelled images have no prediction and are in no figure."]
+        if counts["num_without_prediction"]
+        else []
+    )
+    storage.write_json(storage.join(output, RUN), run)
+    return config, run
+
+
+def _other_evaluation(place: str) -> tuple[dict[str, Any], pa.Table]:
+    """metrics.json and the scored rows of another evaluation."""
+    place = storage.absolute(place)
+    try:
+        result: dict[str, Any] = storage.read_json(storage.join(place, METRICS))
+        rows = read_predictions(place, ["row", "status", *comparison.COLUMNS])
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"compare must be the output of jobs/evaluate.py: {place} is not ({error}).") from error
+    return result, rows.filter(pc.equal(rows["status"], schema.OK))
+
+
+# --- what is looked at besides the scores
+
+
+def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str, Any]:
+    trained = fingerprints.load(config.model)
+    facts = None
+    if trained is not None:
+        facts = image_facts(scored["uri"], limits, sum(node.num_cpus for node in cluster_nodes()))
+    return audit.of_evaluation(scored, trained, facts, config.seed)
+
+
+def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: float) -> list[dict[str, Any]]:
+    drawn = robustness.draw(scored, config.degrade, config.seed)
+    say(f"the same after {len(DEGRADATIONS)} degradations, on {len(drawn):,} images")
+    names = tuple(DEGRADATIONS)
+    place = storage.join(output, DEGRADED)
+    columns = {name: drawn[name] for name in ("uri", "split", "source", "group")} | {"label": drawn["true_label"]}
+    page = manifest.Page(tables.manifest_rows(columns, len(drawn)))
+    score_manifest(replace(config, output=place, skip_known=None), [], lambda: [page], names)
+    degraded = read_predictions(place)
+    degraded = degraded.filter(pc.equal(degraded["status"], schema.OK))
+    # The rows there count the drawn images.
+    row = drawn["row"].take(degraded["row"])
+    degraded = degraded.set_column(degraded.column_names.index("row"), "row", row)
+    return robustness.by_degradation(scored, degraded, threshold, config.seed)
+
+
+def _comparison(
+    scored: pa.Table, threshold: float, other: tuple[dict[str, Any], pa.Table], config: EvaluateConfig
+) -> dict[str, Any]:
+    result, rows = other
+    theirs = result["thresholds"][result["verdict_threshold"]]["threshold"]
+    ours, others = (table.select(comparison.COLUMNS).to_pandas() for table in (scored, rows))
+    try:
+        found = comparison.compare(ours, others, (threshold, theirs), config.seed)
+    except ValueError as error:
+        raise UserError(f"compare must be an evaluation of the same images: {config.compare}: {error}.") from error
+    return {"with": storage.absolute(config.compare or ""), "model_id": result["model_id"], **found}
+
+
+def _mistakes(scored: pa.Table, threshold: float, model: str, limits: Limits) -> list[mistakes.Mistake]:
+    """On a worker, because these are pictures to be decoded, and a model to be run."""
+    rows = mistakes.worst(scored, threshold)
+    if not rows:
+        return []
+    try:
+        look = ray.remote(num_cpus=1)(mistakes.pictures)
+        found: list[mistakes.Mistake] = ray.get(look.remote(rows, storage.absolute(model), limits))
+        return found
+    except ray.exceptions.RayError as error:
+        say(f"warning: no pictures of the errors: {cause_of(error)}")
+        return []
+
+
+# --- what is written
+
+
+def _write(
+    result: dict[str, Any],
+    scored: pa.Table,
+    model: bundle.Spec,
+    errors: list[mistakes.Mistake],
+    run: Mapping[str, Any],
+    output: str,
+) -> None:
     labels, logits, p_fake = measurement.arrays(scored)
     at = result["thresholds"][result["verdict_threshold"]]["threshold"]
     report_text = metrics.classification_report(labels, p_fake, at)
-    pictures = report.figures(labels, logits, p_fake, result, model.temperature)
-    storage.write_json(storage.join(output, "metrics.json"), result)
+    pictures = figures.of_evaluation(labels, logits, p_fake, result, model.temperature)
+    storage.write_json(storage.join(output, METRICS), result)
     with storage.new_file(storage.join(output, "metrics.parquet")) as path:
         pq.write_table(measurement.tidy(result), path, compression="zstd")
     storage.write_bytes(storage.join(output, "classification_report.txt"), report_text.encode())
     for name, data in pictures.items():
         storage.write_bytes(storage.join(output, "figures", f"{name}.png"), data)
-    page = report.html(result, pictures, report_text, run)
+    page = report.html(result, pictures, errors, report_text, run)
     storage.write_bytes(storage.join(output, "report.html"), page.encode())
-    storage.mark_finished(output)
-    _say_result(result, output)
-    return result
 
 
 def _say_result(result: dict[str, Any], output: str) -> None:
@@ -81,5 +245,5 @@ def _say_result(result: dict[str, Any], output: str) -> None:
     )
     for warning in result["warnings"]:
         say(f"warning: {warning}")
-    names = ("report.html", "metrics.json", "classification_report.txt", "figures", "predictions", RUN)
+    names = ("report.html", METRICS, "classification_report.txt", "figures", "predictions", RUN)
     say("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))

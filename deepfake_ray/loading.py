@@ -8,8 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
+from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
+from deepfake_ray.fingerprints import perceptual_hash
 from deepfake_ray.images import CENTER, Limits, Pixels, Place, Preparation, decode, header, prepare
 from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
 
@@ -21,7 +23,7 @@ class Loaded:
     """One image, ready for the model; or why it is not: then `crops` is empty and `error` is set."""
 
     crops: tuple[Pixels, ...] = ()
-    """uint8 (image_size, image_size, 3) RGB each: one or several."""
+    """uint8 (image_size, image_size, 3) RGB each: one or several; all of a degradation follow one another."""
     error: ImageError | None = None
     sha256: str | None = None
     num_bytes: int | None = None
@@ -29,6 +31,8 @@ class Loaded:
     width: int | None = None
     height: int | None = None
     jpeg_quality: int | None = None
+    phash: int | None = None
+    """See `perceptual_hash`; by `read_facts` alone."""
     logit: float | None = None
     """The score, where one is known already: then there are no crops."""
 
@@ -45,6 +49,7 @@ class Loader:
         limits: of bytes and pixels.
         preparation: the model's.
         places: of the crops of each image, where the preparation crops.
+        degradations: names; the crops are of the picture after each of them, instead of as it is.
         timeout_s: of one request to an object store.
         recall: what is known of the bytes with that sha256; None: they have to be decoded.
     """
@@ -52,6 +57,7 @@ class Loader:
     limits: Limits
     preparation: Preparation
     places: Sequence[Place] = (CENTER,)
+    degradations: Sequence[str] = ()
     timeout_s: float = REQUEST_TIMEOUT_S
     recall: Callable[[str], Loaded | None] | None = None
 
@@ -103,7 +109,9 @@ class Loader:
         except ImageError as error:
             return Loaded(error=error, sha256=sha256, num_bytes=len(data))
         return Loaded(
-            crops=tuple(prepare(image.pixels, self.preparation, place) for place in places),
+            crops=tuple(
+                prepare(pixels, self.preparation, place) for pixels in self._variants(image.pixels) for place in places
+            ),
             sha256=sha256,
             num_bytes=len(data),
             format=image.format,
@@ -112,9 +120,15 @@ class Loader:
             jpeg_quality=image.jpeg_quality,
         )
 
+    def _variants(self, pixels: Pixels) -> Iterator[Pixels]:
+        if not self.degradations:
+            yield pixels
+        for name in self.degradations:
+            yield DEGRADATIONS[name].apply(pixels)
+
 
 def read_facts(uris: Sequence[str], limits: Limits) -> Iterator[Loaded]:
-    """What the files of images tell without their pixels, in the order of `uris`; `error` where one cannot be fetched.
+    """What files tell, and what the picture is near to, in the order of `uris`; `error` where one cannot be fetched.
 
     A file that is no image has neither format nor size.
     """
@@ -125,7 +139,7 @@ def read_facts(uris: Sequence[str], limits: Limits) -> Iterator[Loaded]:
         except ImageError as error:
             return Loaded(error=error)
         found = header(data)
-        facts = {} if found is None else asdict(found)
+        facts = {} if found is None else {**asdict(found), "phash": perceptual_hash(data, limits)}
         return Loaded(sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data), **facts)
 
     at_once = 1 if all(is_local(uri) for uri in uris) else REMOTE_REQUESTS

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from deepfake_ray import schema, storage
+from deepfake_ray import storage
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.manifest import Chunk
 from deepfake_ray.scorer import chunk_file
@@ -102,7 +102,9 @@ def _storage_failed(file: str) -> bool:
 def _merge(files: Sequence[str], part: str) -> None:
     """Write the rows of some files, in order, into one, and remove them. May be run again, however far it came."""
     if not storage.exists(part):
-        with storage.new_file(part) as path, pq.ParquetWriter(path, schema.PREDICTIONS, compression="zstd") as writer:
+        with storage.open_file(files[0]) as opened:
+            columns = pq.read_schema(opened)
+        with storage.new_file(part) as path, pq.ParquetWriter(path, columns, compression="zstd") as writer:
             pending: list[pa.Table] = []
             for file in files:
                 with storage.open_file(file) as opened:

@@ -66,6 +66,9 @@ PREDICTIONS = pa.schema(
     metadata={"deepfake_ray.schema": f"predictions/{SCHEMA_VERSION}"},
 )
 
+DEGRADED = PREDICTIONS.append(pa.field("degradation", pa.string(), nullable=False))
+"""Predictions for images after each of some degradations."""
+
 FACTS = pa.schema(
     [
         pa.field("sha256", pa.string()),
@@ -74,9 +77,10 @@ FACTS = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("jpeg_quality", pa.int32()),
+        pa.field("phash", pa.uint64()),
     ]
 )
-"""What the file of an image tells without its pixels; all null if it could not be read."""
+"""What the file of an image tells, and its perceptual hash; all null if it could not be read."""
 
 METRICS = pa.schema(
     [

@@ -49,6 +49,8 @@ class ScorerSpec:
     run_id: str
     known: str | None = None
     """Of a file of `known.build`."""
+    degradations: tuple[str, ...] = ()
+    """Names of `DEGRADATIONS`: each image is scored after each of them, instead of as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,10 @@ class Report:
     """Seconds since the epoch."""
 
 
+Place = tuple[int, int]
+"""Of an image in its chunk, and of a degradation among those of the run (0 without)."""
+
+
 def chunk_file(folder: str, index: int) -> str:
     """Where the rows of a chunk go."""
     return storage.join(folder, f"chunk-{index:07d}.parquet")
@@ -80,6 +86,7 @@ class ChunkScorer:
 
     def __init__(self, spec: ScorerSpec):
         keep_freed_memory()
+        self._num_crops = spec.num_crops
         self._reader = _Reader(spec)
         self._forward = _Forward(spec)
 
@@ -89,8 +96,8 @@ class ChunkScorer:
         batch = self._forward.batch()
         for position, (image, crops) in enumerate(self._reader.read(work.rows, items)):
             work.images.append(image)
-            for pixels in crops:
-                batch.add(position, pixels)
+            for crop, pixels in enumerate(crops):
+                batch.add((position, crop // self._num_crops), pixels)
         return self._forward.write(work, batch.finish())
 
 
@@ -105,8 +112,8 @@ class LoadedChunk:
     """Everything known of each, without pixels; fewer than rows if the storage failed too often."""
     pixels: list[Pixels] = field(default_factory=list)
     """Crops of the images to be scored, one after the other."""
-    positions: list[int] = field(default_factory=list)
-    """Of the images of `pixels` in the chunk."""
+    places: list[Place] = field(default_factory=list)
+    """What `pixels` are of."""
 
 
 class ChunkLoader:
@@ -114,6 +121,7 @@ class ChunkLoader:
 
     def __init__(self, spec: ScorerSpec):
         keep_freed_memory()
+        self._num_crops = spec.num_crops
         self._reader = _Reader(spec)
 
     def __call__(self, chunk: manifest.Chunk, items: Items) -> LoadedChunk:
@@ -121,9 +129,9 @@ class ChunkLoader:
         work = LoadedChunk(chunk, manifest.read_chunk(chunk), time.time())
         for position, (image, crops) in enumerate(self._reader.read(work.rows, items)):
             work.images.append(image)
-            for pixels in crops:
+            for crop, pixels in enumerate(crops):
                 work.pixels.append(pixels)
-                work.positions.append(position)
+                work.places.append((position, crop // self._num_crops))
         return work
 
 
@@ -136,8 +144,8 @@ class DeviceScorer:
     def __call__(self, work: LoadedChunk) -> Report:
         """Score a chunk and write its file."""
         batch = self._forward.batch()
-        for position, pixels in zip(work.positions, work.pixels, strict=True):
-            batch.add(position, pixels)
+        for place, pixels in zip(work.places, work.pixels, strict=True):
+            batch.add(place, pixels)
         return self._forward.write(work, batch.finish())
 
 
@@ -150,6 +158,7 @@ class _Reader:
         self._loader = Loader(
             limits=spec.limits,
             places=spread(spec.num_crops),
+            degradations=spec.degradations,
             preparation=bundle.load_spec(spec.model).preparation,
             timeout_s=spec.image_timeout_s,
             recall=None if self._known is None else self._known.by_sha256,
@@ -190,14 +199,16 @@ class _Forward:
     def batch(self) -> "_Batch":
         return _Batch(self._predictor, self._spec.batch_size)
 
-    def write(self, work: LoadedChunk, scored: Mapping[int, float]) -> Report:
+    def write(self, work: LoadedChunk, scored: Mapping[Place, float]) -> Report:
         images = work.images
         errors = [image.error for image in images if image.error is not None]
         example = next((i for i in reversed(range(len(images))) if images[i].error is not None), None)
         is_written = len(images) == len(work.rows)
         if is_written:
-            logits = np.array([np.nan if image.logit is None else image.logit for image in images], np.float32)
-            logits[np.fromiter(scored, int, len(scored))] = np.fromiter(scored.values(), np.float32, len(scored))
+            known = np.array([np.nan if image.logit is None else image.logit for image in images], np.float32)
+            logits = np.repeat(known[:, None], max(1, len(self._spec.degradations)), axis=1)
+            for place, logit in scored.items():
+                logits[place] = logit
             table = predictions(work.rows, images, logits, self._predictor.spec, self._spec)
             with storage.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:
                 pq.write_table(table, path, compression="zstd")
@@ -223,35 +234,48 @@ class _Batch:
         self._predictor = predictor
         size = predictor.spec.preparation.image_size
         self._pixels = np.zeros((batch_size, size, size, 3), np.uint8)
-        self._positions: list[int] = []
-        self._scored: list[tuple[list[int], Tensor]] = []
+        self._places: list[Place] = []
+        self._scored: list[tuple[list[Place], Tensor]] = []
 
-    def add(self, position: int, pixels: Pixels) -> None:
-        self._pixels[len(self._positions)] = pixels
-        self._positions.append(position)
-        if len(self._positions) == len(self._pixels):
+    def add(self, place: Place, pixels: Pixels) -> None:
+        self._pixels[len(self._places)] = pixels
+        self._places.append(place)
+        if len(self._places) == len(self._pixels):
             self._forward()
 
-    def finish(self) -> dict[int, float]:
-        """position -> logit, the mean of its crops'."""
-        if self._positions:
+    def finish(self) -> dict[Place, float]:
+        """place -> logit, the mean of its crops'."""
+        if self._places:
             self._forward()
-        of_crops: dict[int, list[float]] = {}
-        for positions, logits in self._scored:
-            for position, logit in zip(positions, logits.tolist(), strict=False):  # a last batch has empty places
-                of_crops.setdefault(position, []).append(logit)
-        return {position: fmean(logits) for position, logits in of_crops.items()}
+        of_crops: dict[Place, list[float]] = {}
+        for places, logits in self._scored:
+            for place, logit in zip(places, logits.tolist(), strict=False):  # the last batch may not be full
+                of_crops.setdefault(place, []).append(logit)
+        return {place: fmean(logits) for place, logits in of_crops.items()}
 
     def _forward(self) -> None:
         # On a GPU this returns at once: the next batch is collected while this one is copied and scored.
-        self._scored.append((self._positions, self._predictor.start(self._pixels)))
-        self._positions = []
+        self._scored.append((self._places, self._predictor.start(self._pixels)))
+        self._places = []
 
 
 def predictions(
     rows: pa.Table, images: list[Loaded], logits: NDArray[np.float32], model: bundle.Spec, spec: ScorerSpec
 ) -> pa.Table:
-    """One row of `schema.PREDICTIONS` for each row of the manifest, in the same order."""
+    """One row of `schema.PREDICTIONS` for each row of the manifest, in the same order; of `schema.DEGRADED`, one for
+    each degradation of each row.
+
+    Args:
+        rows: of the manifest (N).
+        images: what is known of each.
+        logits: float32 (N, D), D the degradations, 1 without.
+        model: the bundle's.
+        spec: of the run.
+    """
+    number = logits.shape[1]
+    rows = rows.take(pa.array(np.repeat(np.arange(len(rows)), number)))
+    images = [image for image in images for _ in range(number)]
+    logits = logits.reshape(-1)
     failed = np.array([image.error is not None for image in images])
     p_fake = bundle.p_fake_of(logits, model.temperature).astype(np.float32)
     called = np.where(p_fake >= spec.threshold, schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
@@ -279,4 +303,6 @@ def predictions(
     }
     for name in ("sha256", "num_bytes", "format", "width", "height", "jpeg_quality"):
         columns[name] = [getattr(image, name) for image in images]
-    return pa.table([columns[field.name] for field in schema.PREDICTIONS], schema=schema.PREDICTIONS)
+    columns["degradation"] = spec.degradations * (len(images) // number)
+    wanted = schema.DEGRADED if spec.degradations else schema.PREDICTIONS
+    return pa.table([columns[field.name] for field in wanted], schema=wanted)

@@ -60,7 +60,10 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def score_manifest(
-    config: ScoreConfig | EvaluateConfig, inputs: Sequence[str], pages: Callable[[], Iterable[manifest.Page]]
+    config: ScoreConfig | EvaluateConfig,
+    inputs: Sequence[str],
+    pages: Callable[[], Iterable[manifest.Page]],
+    degradations: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Score the images of `pages()` into OUTPUT/predictions, resuming if asked to; write and return `run.json`.
 
@@ -68,6 +71,7 @@ def score_manifest(
         config: of the job.
         inputs: places that the workers must reach.
         pages: called once, for a new output only, so that a resumed run scores the images it began with.
+        degradations: names of `DEGRADATIONS`; the predictions are for the images after each of them.
     """
     started = time.monotonic()
     output = storage.absolute(config.output)
@@ -106,6 +110,7 @@ def score_manifest(
         device="cuda" if placement.use_gpu else "cpu",
         run_id=run["run_id"],
         known=None if config.skip_known is None else _known_file(config),
+        degradations=degradations,
     )
     left = layout.chunks_left()
     if resuming:
@@ -113,25 +118,30 @@ def score_manifest(
         say(f"resuming: {run['num_images'] - num_left:,} of {run['num_images']:,} images are scored already")
     this_run = _run(left, spec, placement, layout) if left else {"images_per_s": None, "num_known": 0}
     layout.finish()
-    counts = _count(layout.predictions, run["num_images"])
+    counts = _count(layout.predictions, run["num_images"] * max(1, len(degradations)))
     wall_s = time.monotonic() - started
     run |= {**counts, **this_run, "wall_s": wall_s, "status": "finished"}
-    run["warnings"] = _warnings(counts)
+    run["warnings"] = [] if degradations else _warnings(counts)
     storage.write_json(run_uri, run)
     if not counts["num_ok"]:
         raise JobError(
             f"no image could be scored: {_by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
         )
-    rate = f" at {run['images_per_s']:,.0f} images/s" if left else ""
+    if not degradations:
+        _say_result(run, spec.threshold, left_any=bool(left))
+    return run
+
+
+def _say_result(run: dict[str, Any], threshold: float, *, left_any: bool) -> None:
+    rate = f" at {run['images_per_s']:,.0f} images/s" if left_any else ""
     say(
-        f"{run['num_images']:,} images in {duration(wall_s)}{rate}: {counts['num_ok']:,} scored, "
-        f"{counts['num_predicted']['fake']:,} of them called fake at p_fake >= {spec.threshold:.4f}"
+        f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
+        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold:.4f}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
-        + (f"; {counts['num_errors']:,} errors ({_by_code(counts['errors_by_code'])})" if counts["num_errors"] else "")
+        + (f"; {run['num_errors']:,} errors ({_by_code(run['errors_by_code'])})" if run["num_errors"] else "")
     )
     for warning in run["warnings"]:
         say(f"warning: {warning}")
-    return run
 
 
 def _begin(
@@ -269,11 +279,11 @@ def _by_code(errors: dict[str, int]) -> str:
     return ", ".join(f"{code} {number:,}" for code, number in ordered)
 
 
-def _count(predictions: str, num_images: int) -> dict[str, Any]:
+def _count(predictions: str, num_expected: int) -> dict[str, Any]:
     """Count the written rows, by batches, whatever their number.
 
     Raises:
-        JobError: they are not exactly as many as the manifest's.
+        JobError: they are not exactly as many as they have to be.
     """
     fs, path = storage.filesystem(predictions)
     data = pads.dataset(path, filesystem=fs, format="parquet")
@@ -287,11 +297,10 @@ def _count(predictions: str, num_images: int) -> dict[str, Any]:
         called.update(label for label in batch["predicted_label"].to_pylist() if label is not None)
         scores = batch["p_fake"].drop_null().to_numpy()
         histogram += np.histogram(scores, bins=len(histogram), range=(0, 1))[0]
-    if num_rows != num_images:
-        raise JobError(f"{predictions} has {num_rows} rows for {num_images} listed images; it was changed by others")
+    if num_rows != num_expected:
+        raise JobError(f"{predictions} has {num_rows} rows instead of {num_expected}; it was changed by others")
     return {
-        "num_images": num_images,
-        "num_ok": num_images - codes.total(),
+        "num_ok": num_rows - codes.total(),
         "num_errors": codes.total(),
         "errors_by_code": dict(codes),
         "num_predicted": {label: called[label] for label in schema.CLASSES},
@@ -300,6 +309,6 @@ def _count(predictions: str, num_images: int) -> dict[str, Any]:
 
 
 def read_predictions(output: str, columns: list[str] | None = None) -> pa.Table:
-    """All rows of OUTPUT/predictions, in manifest order."""
+    """All rows of OUTPUT/predictions, in manifest order; `columns` must have row."""
     fs, path = storage.filesystem(storage.join(output, "predictions"))
     return pads.dataset(path, filesystem=fs, format="parquet").to_table(columns=columns).sort_by("row")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.train
@@ -16,7 +17,7 @@ import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, audit, bundle, manifest, metrics, models, schema, storage, weights
+from deepfake_ray import __version__, audit, bundle, fingerprints, manifest, metrics, models, schema, storage, weights
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
@@ -74,12 +75,15 @@ def train(config: TrainConfig) -> bundle.Spec:
         require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
     else:
         cpus = sum(node.num_cpus for node in cluster_nodes())
-        of_files = _look_at_files(images, config, cpus)
+        limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        facts = image_facts(images.table["uri"], limits, cpus)
+        of_files = _look_at_files(images, facts, config)
         findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
         manifest.write(images, storage.join(output, "manifest"))
         storage.write_json(storage.join(output, "audit.json"), findings)
+        fingerprints.save(storage.join(output, "model"), _seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
         storage.write_json(settings_uri, settings)
     say(
@@ -182,10 +186,8 @@ def _look_at_data(images: manifest.Manifest) -> dict[str, Any]:
     return findings
 
 
-def _look_at_files(images: manifest.Manifest, config: TrainConfig, cpus: float) -> dict[str, Any]:
-    """The part of the audit that reads every image."""
-    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-    facts = image_facts(images.table["uri"], limits, cpus)
+def _look_at_files(images: manifest.Manifest, facts: pa.Table, config: TrainConfig) -> dict[str, Any]:
+    """The part of the audit that is about what is in the files."""
     found = audit.duplicates(images.table, facts)
     auc = audit.zero_pixel_auc(images.table, facts, config.seed)
     leaks = (
@@ -205,6 +207,12 @@ def _look_at_files(images: manifest.Manifest, config: TrainConfig, cpus: float) 
             f"of {auc:.3f}: the model may learn that instead of the pictures; --reencode sends both through one JPEG"
         )
     return {"duplicates": found, "zero_pixel_auc": auc, "warnings": warnings}
+
+
+def _seen_in_training(rows: pa.Table, facts: pa.Table) -> pa.Table:
+    """`fingerprints.SCHEMA` of the rows that the model is trained and tuned on."""
+    seen = pa.table([rows["uri"], rows["split"], facts["sha256"], facts["phash"]], schema=fingerprints.SCHEMA)
+    return seen.filter(pc.is_in(seen["split"], pa.array([schema.TRAIN, schema.VALIDATION])))
 
 
 def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:

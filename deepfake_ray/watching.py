@@ -8,7 +8,7 @@ import threading
 import ray
 from tensorboardX import SummaryWriter
 
-from deepfake_ray import report, storage
+from deepfake_ray import figures, storage
 from deepfake_ray.history import HistoryRow
 from deepfake_ray.progress import Progress, say
 from deepfake_ray.tracking import MlflowRun
@@ -74,7 +74,7 @@ class Watcher:
         writer.writeheader()
         writer.writerows(history)
         storage.write_bytes(storage.join(self._output, "history.csv"), text.getvalue().encode())
-        storage.write_bytes(storage.join(self._output, "training.png"), report.training_curves(history))
+        storage.write_bytes(storage.join(self._output, "training.png"), figures.training_curves(history))
         storage.upload_directory(folder, storage.join(self._output, "tensorboard"))
         self._num_written = len(history)
         if self._tracker and (problem := self._tracker.log([_tagged(row) for row in history])):

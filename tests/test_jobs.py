@@ -26,10 +26,9 @@ from chunks import scorer_spec
 from conftest import ROOT
 from PIL import Image
 from processes import kill_when, run_job, start_job
-from sklearn import metrics as sk
 
 from deepfake_ray import schema
-from deepfake_ray.config import EvaluateConfig, ScoreConfig, TrainConfig
+from deepfake_ray.config import ScoreConfig, TrainConfig
 from deepfake_ray.errors import JobError, UserError
 
 pytestmark = pytest.mark.ray
@@ -406,57 +405,6 @@ def test_all_actors_work(trained, sample_folder, tmp_path):
     """A manifest is small; Ray would make one block of it, and one actor would do everything."""
     run = score(images=sample_folder / "Train", model=trained / "model", output=tmp_path / "o", batch_size=8)
     assert run["num_images"] == 400
-
-
-def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folder, tmp_path):
-    from deepfake_ray.evaluation import evaluate
-
-    output = tmp_path / "o"
-    evaluate(EvaluateConfig(data=str(sample_folder), model=str(trained / "model"), output=str(output)))
-    found = json.load(open(output / "metrics.json"))
-    rows = read(output).to_pandas()
-    y, p = (rows.true_label == "fake").astype(int), rows.p_fake.astype(float)
-    assert len(rows) == 80
-    assert set(rows.split) == {"test"}
-    assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(y, rows.logit), abs=1e-9)
-    assert found["average_precision"] == pytest.approx(sk.average_precision_score(y, rows.logit), abs=1e-9)
-    low, high = found["intervals"]["roc_auc"]
-    assert low <= found["roc_auc"] <= high
-    model = json.load(open(trained / "model" / "model.json"))
-    q = 1 / (1 + np.exp(-rows.logit.astype(float) / model["temperature"]))
-    assert found["log_loss"] == pytest.approx(sk.log_loss(y, q), abs=1e-9)
-    assert np.abs(q - p).max() < 1e-6
-    assert list(found["thresholds"]) == ["default", "balanced", "fpr_1", "fpr_5"]
-    for name, at in found["thresholds"].items():
-        assert at["threshold"] == model["thresholds"][name]
-        called = (p >= at["threshold"]).astype(int)
-        assert at["accuracy"] == pytest.approx(sk.accuracy_score(y, called), abs=1e-9)
-        assert at["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y, called), abs=1e-9)
-        assert at["mcc"] == pytest.approx(sk.matthews_corrcoef(y, called), abs=1e-9)
-        assert at["f1_fake"] == pytest.approx(sk.f1_score(y, called), abs=1e-9)
-        assert at["f1_macro"] == pytest.approx(sk.f1_score(y, called, average="macro"), abs=1e-9)
-        assert at["precision_real"] == pytest.approx(
-            sk.precision_score(y, called, pos_label=0, zero_division=0), abs=1e-9
-        )
-        assert at["confusion_matrix"] == sk.confusion_matrix(y, called).tolist()
-    assert (rows.predicted_label == np.where(p >= found["thresholds"]["balanced"]["threshold"], "fake", "real")).all()
-    sources = {of["value"]: of for of in found["slices"] if of["by"] == "source"}
-    assert set(sources) == {"nearest", "bilinear", "bicubic"}
-    for source, of in sources.items():
-        chosen = rows[rows.source == source]
-        assert of["recall_fake"] == pytest.approx((chosen.predicted_label == "fake").mean(), abs=1e-9)
-        against = rows[(rows.source == source) | (rows.true_label == "real")]  # the sample's reals have no source
-        assert of["roc_auc"] == pytest.approx(sk.roc_auc_score(against.true_label == "fake", against.logit), abs=1e-9)
-    tidy = pq.read_table(output / "metrics.parquet")
-    assert tidy.schema.equals(schema.METRICS, check_metadata=True)
-    assert {"roc_auc", "accuracy", "true_fake", "recall_fake"} <= set(tidy["metric"].to_pylist())
-    for name in ("confusion_matrix", "roc", "precision_recall", "score_histogram", "reliability"):
-        Image.open(output / "figures" / f"{name}.png").verify()
-    page = (output / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 5
-    assert "http" not in page.replace("http-equiv", "")
-    assert (output / "classification_report.txt").read_text() in page
-    assert (output / "_SUCCESS").exists()
 
 
 def test_a_mistake_exits_with_2_and_one_clear_line(tmp_path):

@@ -6,12 +6,21 @@ import shutil
 import subprocess
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import simplejpeg
 from test_measurement import MODEL, predictions, simulated
 
-from deepfake_ray import measurement, metrics, report
+from deepfake_ray import comparison, figures, measurement, metrics, report, robustness
+from deepfake_ray.mistakes import Mistake
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def degraded(frame):
+    """Each image after two degradations, which leave its score as it is."""
+    rows = [frame.assign(degradation=name) for name in ("jpeg_50", "half_size")]
+    return pa.concat_tables([pa.Table.from_pandas(one) for one in rows])
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +29,30 @@ def page(tmp_path_factory):
     labels, logits = simulated(600)
     sources = [None if label == 0 else ("stylegan <b>2</b>" if i % 9 else "rare") for i, label in enumerate(labels)]
     scored = predictions(labels, logits, source=sources, format=["JPEG" if i % 3 else "PNG" for i in range(600)])
+    frame = scored.to_pandas().assign(uri=[f"/{i}.jpg" for i in range(600)], row=range(600))
     result = measurement.measure(scored, MODEL, "balanced") | {
         "split": "test", "data": "/data/<script>alert(1)</script>", "model": "/model", "num_errors": 3,
         "command": "python jobs/evaluate.py", "warnings": ["99.0% of the images are called real"],
+        "comparison": {"with": "/other", "model_id": "beef"} | comparison.compare(frame, frame, (0.4, 0.6)),
+        "audit": {
+            "zero_pixel_auc": 0.7, "duplicates": {"num_across_classes": 2},
+            "leaks": {"num_exact": 1, "num_near": 0, "examples": [
+                {"uri": "/test/seen.jpg", "training_uri": "/train/seen.jpg", "split": "train", "differing_bits": None}
+            ]},
+        },
+        "degradations": robustness.by_degradation(pa.Table.from_pandas(frame), degraded(frame), 0.4),
     }  # fmt: skip
     labels, logits, p_fake = measurement.arrays(scored)
-    pictures = report.figures(labels, logits, p_fake, result, MODEL.temperature)
+    pictures = figures.of_evaluation(labels, logits, p_fake, result, MODEL.temperature)
+    square = simplejpeg.encode_jpeg(np.zeros((160, 320, 3), np.uint8))
+    errors = [
+        Mistake(uri=f"/{i}<i>.jpg", true_label=label, p_fake=0.9, picture=square if i else b"", explained=True)
+        for i, label in enumerate(["fake", "fake", "real"])
+    ]
     run = {"run_id": "0123", "manifest_sha256": "ab" * 32, "errors_by_code": {"truncated": 3}}
     text = metrics.classification_report(labels, p_fake, 0.5)
     path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(report.html(result, pictures, text, run))
+    path.write_text(report.html(result, pictures, errors, text, run))
     return path
 
 
@@ -72,7 +95,11 @@ def test_the_console_stays_silent(opened):
 
 def test_the_report_shows_its_figures_and_escapes_names(opened, page):
     dom = opened[0]
-    assert dom.count("<img") == dom.count("data:image/png;base64,") == 5
+    assert dom.count("data:image/png;base64,") == 8
+    assert dom.count("data:image/jpeg;base64,") == 2
+    assert dom.count("<img") == 10
+    assert "/test/seen.jpg" in dom
+    assert "posted and passed on" not in dom, "it was not measured"
     assert "stylegan &lt;b&gt;2&lt;/b&gt;" in dom
     assert "<script" not in page.read_text()
     assert "By source" in dom

@@ -1,0 +1,134 @@
+"""Which images are the same picture: perceptual hashes, and the images that a model was trained on. Knows no Ray."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dct
+
+from deepfake_ray import storage
+from deepfake_ray.errors import ImageError
+from deepfake_ray.images import Limits, decode, sniff
+
+SIDE = 32
+"""Of the grey thumbnail that is hashed, in pixels."""
+FREQUENCIES = 8
+FLAT = 2.0
+"""A thumbnail with a smaller standard deviation has no picture to compare."""
+NEAR_BITS = 4
+"""Pictures whose hashes differ in at most so many of 63 bits are called near duplicates."""
+FILE = "training_images.parquet"
+"""In the bundle: what it was trained and tuned on."""
+SCHEMA = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("sha256", pa.string()),
+        pa.field("phash", pa.uint64()),
+    ]
+)
+
+_LOW = dct(np.eye(SIDE), axis=0, norm="ortho")[:FREQUENCIES].astype(np.float32)
+_WEIGHTS = 1 << np.arange(FREQUENCIES**2 - 1, dtype=np.uint64)
+
+
+def perceptual_hash(data: bytes, limits: Limits) -> int | None:
+    """63 bits that hardly change when a picture is re-saved or resized; None where there is no picture, or a flat one.
+
+    The signs of the low frequencies of a 32 x 32 grey thumbnail, against their median (the DCT hash of Zauner 2010,
+    "Implementation and benchmarking of perceptual image hash functions"). Mirrored, turned or cropped pictures have
+    other hashes.
+    """
+    try:
+        if sniff(data) == "jpeg":
+            # Decoders can give a JPEG at an eighth of its size for a fraction of the time.
+            grey = simplejpeg.decode_jpeg(data, "GRAY", min_height=2 * SIDE, min_width=2 * SIDE)[..., 0]
+            picture = Image.fromarray(grey)
+        else:
+            picture = Image.fromarray(decode(data, limits).pixels).convert("L")
+    except (ImageError, ValueError):
+        return None
+    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
+    if small.std() < FLAT:
+        return None
+    low = (_LOW @ small @ _LOW.T).reshape(-1)[1:]  # without the mean
+    return int(_WEIGHTS[low > np.median(low)].sum())
+
+
+def near_pairs(ours: NDArray[np.uint64], theirs: NDArray[np.uint64]) -> Iterator[tuple[int, int, int]]:
+    """Pairs of positions whose hashes differ in at most `NEAR_BITS` bits, and that number.
+
+    Hashes that differ in no more bits than that agree wholly in one of NEAR_BITS + 1 pieces, so that only those which
+    share a piece are compared: millions of images take minutes.
+    """
+    pieces = np.array_split(np.arange(64, dtype=np.uint64), NEAR_BITS + 1)
+    seen: set[tuple[int, int]] = set()
+    for bits in pieces:
+        mask = (np.uint64(1) << bits).sum(dtype=np.uint64)
+        order = np.argsort(theirs & mask, kind="stable")
+        ranked = (theirs & mask)[order]
+        first, last = (np.searchsorted(ranked, ours & mask, side) for side in ("left", "right"))
+        for i in np.flatnonzero(last > first):
+            candidates = order[first[i] : last[i]]
+            distances = np.bitwise_count(theirs[candidates] ^ ours[i])
+            for k in np.flatnonzero(distances <= NEAR_BITS):
+                pair = (int(i), int(candidates[k]))
+                if pair not in seen:
+                    seen.add(pair)
+                    yield (*pair, int(distances[k]))
+
+
+def save(model: str, table: pa.Table) -> None:
+    """Write the images that a bundle is trained on (`SCHEMA`) into it."""
+    with storage.new_file(storage.join(model, FILE)) as path:
+        pq.write_table(table, path, compression="zstd")
+
+
+def load(model: str) -> pa.Table | None:
+    """The images that a bundle was trained on; None if it does not say."""
+    place = storage.join(storage.absolute(model), FILE)
+    if not storage.exists(place):
+        return None
+    with storage.open_file(place) as opened:
+        return pq.read_table(opened, schema=SCHEMA)
+
+
+def leaks(tested: pa.Table, trained: pa.Table, examples: int) -> dict[str, Any]:
+    """Images that a model is judged by and has seen.
+
+    Args:
+        tested: with `SCHEMA`'s columns uri, sha256 and phash.
+        trained: `SCHEMA`.
+        examples: how many to name.
+
+    Returns:
+        `num_exact` (images with the bytes of a training image), `num_near` (others that look like one) and `examples`:
+        uri, training_uri, split, differing_bits (None: the bytes are the same).
+    """
+    uris, places, splits = tested["uri"].to_pylist(), trained["uri"].to_pylist(), trained["split"].to_pylist()
+    by_bytes = {value: i for i, value in enumerate(trained["sha256"].to_pylist()) if value is not None}
+    match: dict[int, tuple[int, int | None]] = {
+        i: (by_bytes[value], None) for i, value in enumerate(tested["sha256"].to_pylist()) if value in by_bytes
+    }
+    num_exact = len(match)
+    ours, theirs = (np.flatnonzero(table["phash"].is_valid()) for table in (tested, trained))
+    hashes = (table["phash"].take(rows).to_numpy() for table, rows in ((tested, ours), (trained, theirs)))
+    for i, k, bits in near_pairs(*hashes):
+        position = int(ours[i])
+        nearest = match.get(position)
+        if nearest is None or (nearest[1] is not None and bits < nearest[1]):
+            match[position] = int(theirs[k]), bits
+    ordered = sorted(match.items(), key=lambda item: (item[1][1] is not None, item[1][1] or 0, item[0]))
+    return {
+        "num_exact": num_exact,
+        "num_near": len(match) - num_exact,
+        "examples": [
+            {"uri": uris[i], "training_uri": places[k], "split": splits[k], "differing_bits": bits}
+            for i, (k, bits) in ordered[:examples]
+        ],
+    }

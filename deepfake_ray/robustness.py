@@ -1,0 +1,75 @@
+"""Scores of images as they are and after degradations -> figures. Knows neither Ray nor torch."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from deepfake_ray import intervals, metrics, schema
+from deepfake_ray.degradations import DEGRADATIONS
+from deepfake_ray.ranking import Ranking
+
+COLUMNS = ["row", "logit", "p_fake", "true_label", "group"]
+AS_IT_IS = "as_it_is"
+
+
+def draw(scored: pa.Table, number: int, seed: int) -> pa.Table:
+    """At most so many rows, as many of each class as there are, in order."""
+    random = np.random.default_rng(seed)
+    labels = np.array(scored["true_label"].to_pylist())
+    chosen = [random.permutation(np.flatnonzero(labels == label)) for label in schema.CLASSES]
+    half = max(number // 2, number - min(map(len, chosen)))
+    return scored.take(np.sort(np.concatenate([rows[:half] for rows in chosen])))
+
+
+def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: float, seed: int = 0) -> list[dict[str, Any]]:
+    """Figures of the same images as they are, and after each degradation.
+
+    Args:
+        scored: rows of predictions with status ok and `COLUMNS`.
+        degraded: the same of `schema.DEGRADED`, with `degradation`.
+        threshold: on p_fake.
+        seed: of the resamples.
+
+    Returns:
+        Of each degradation, those images alone that were scored with it: name, title, num_images, roc_auc (and its
+        interval, by group where there are groups), accuracy, balanced_accuracy, recall_real, recall_fake, and how many
+        of all verdicts are another than that for the image as it is: flipped (and its Wilson interval),
+        flipped_to_fake, flipped_to_real.
+    """
+    clean = scored.select(COLUMNS).to_pandas().set_index("row")
+    after = degraded.select(["row", "degradation", "logit", "p_fake"]).to_pandas().set_index("row")
+    of_all = clean[clean.index.isin(after.index)]
+    found = [{"name": AS_IT_IS, "title": "as it is", **_figures(of_all, of_all, threshold, seed)}]
+    for name, degradation in DEGRADATIONS.items():
+        rows = after[after.degradation == name]
+        rows = rows[rows.index.isin(clean.index)]
+        if len(rows):
+            before = clean.loc[rows.index]
+            now = before.assign(logit=rows.logit, p_fake=rows.p_fake)
+            found.append({"name": name, "title": degradation.title, **_figures(before, now, threshold, seed)})
+    return found
+
+
+def _figures(before: pd.DataFrame, now: pd.DataFrame, threshold: float, seed: int) -> dict[str, Any]:
+    labels = np.where(now.true_label == schema.CLASSES[schema.FAKE], schema.FAKE, schema.REAL)
+    at = metrics.at_threshold(labels, now.p_fake, threshold)
+    was, is_now = (metrics.called_fake(frame.p_fake, threshold) for frame in (before, now))
+    ranking = Ranking(labels, now.logit, 1.0)
+    groups = None if now.group.isna().any() else now.group
+    interval = intervals.bootstrap(
+        lambda weights: {"roc_auc": ranking.figures(weights)["roc_auc"]}, len(now), groups, seed
+    )
+    auc = ranking.figures()["roc_auc"]
+    flipped = int(np.sum(was != is_now))
+    return {
+        "num_images": len(now),
+        "roc_auc": None if np.isnan(auc) else auc,
+        "roc_auc_interval": interval["roc_auc"],
+        **{name: at[name] for name in ("accuracy", "balanced_accuracy", "recall_real", "recall_fake")},
+        "flipped": flipped / len(now),
+        "flipped_interval": intervals.wilson(flipped, len(now)),
+        "flipped_to_fake": float(np.mean(is_now > was)),
+        "flipped_to_real": float(np.mean(is_now < was)),
+    }

@@ -1,0 +1,103 @@
+"""The most confident errors, and Grad-CAM where its answer is known."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from deepfake_ray import bundle, mistakes, models
+from deepfake_ray.attention import GradCam
+from deepfake_ray.images import Limits, Preparation
+from deepfake_ray.schema import FAKE, REAL
+
+LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
+
+
+def saved(place, arch, size, network):
+    arrays = {key: value.detach().numpy() for key, value in network.state_dict().items()}
+    thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
+    preparation = Preparation(image_size=size)
+    bundle.save(
+        str(place), bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds=thresholds), arrays
+    )
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def brightness(tmp_path_factory):
+    """A CNN that calls bright images fake: all weights are positive, those of the real class nothing."""
+    torch.manual_seed(0)
+    network = models.build("cnn")
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+                module.weight.abs_()
+        network.classifier[-1].weight[REAL] = 0
+    return saved(tmp_path_factory.mktemp("bright"), "cnn", 64, network)
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 0), (0, 40), (40, 0), (40, 40)])
+def test_grad_cam_lies_where_the_evidence_lies(brightness, top, left):
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[top : top + 24, left : left + 24] = 255
+    heat = GradCam(brightness).heat(image, FAKE)
+    assert (heat.shape, heat.dtype) == ((64, 64), np.float32)
+    assert 0 <= heat.min() < heat.max() <= 1
+    y, x = np.unravel_index(heat.argmax(), heat.shape)
+    assert top - 8 <= y < top + 32
+    assert left - 8 <= x < left + 32
+
+
+def test_nothing_speaks_for_real_in_that_network(brightness):
+    assert GradCam(brightness).heat(np.full((64, 64, 3), 255, np.uint8), REAL) is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "size"),
+    [
+        ("cnn", 32),
+        ("resnet50", 128),
+        ("vit_b_16", 224),
+        ("swin_t", 224),
+        ("efficientnet_b0", 128),
+        ("convnext_tiny", 128),
+    ],
+)
+def test_grad_cam_works_for_the_families(tmp_path, arch, size):
+    torch.manual_seed(0)
+    network = models.build(arch)
+    torch.nn.init.normal_(next(m for m in reversed([*network.modules()]) if isinstance(m, torch.nn.Linear)).weight)
+    explain = GradCam(saved(tmp_path, arch, size, network))
+    image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    heats = [heat for verdict in (REAL, FAKE) if (heat := explain.heat(image, verdict)) is not None]
+    assert heats
+    for heat in heats:
+        assert heat.shape == (size, size)
+        assert 0 <= heat.min() < heat.max() <= 1
+
+
+def test_the_worst_are_the_most_confident_errors_of_each_class():
+    p_fake = [0.01, 0.45, 0.2, 0.9, 0.99, 0.55, 0.7]
+    labels = ["fake", "fake", "fake", "fake", "real", "real", "real"]
+    table = pa.table({"uri": [f"/{i}" for i in range(7)], "true_label": labels, "p_fake": p_fake})
+    assert [row["uri"] for row in mistakes.worst(table, 0.5)] == ["/0", "/2", "/1", "/4", "/6", "/5"]
+    assert [row["uri"] for row in mistakes.worst(table, 0.6)] == ["/0", "/2", "/1", "/4", "/6"]
+    many = pa.table({"uri": ["/"] * 50, "true_label": ["real"] * 50, "p_fake": np.linspace(0.6, 0.9, 50)})
+    assert [row["p_fake"] for row in mistakes.worst(many, 0.5)] == pytest.approx(np.linspace(0.6, 0.9, 50)[:-9:-1])
+
+
+def test_pictures_are_what_the_model_is_given(brightness, tmp_path):
+    image = np.zeros((40, 64, 3), np.uint8)
+    image[:, 40:] = 255
+    Image.fromarray(image).save(tmp_path / "a.png")
+    rows = [{"uri": str(tmp_path / name), "true_label": "real", "p_fake": 0.9} for name in ("a.png", "gone.png")]
+    shown, gone = mistakes.pictures(rows, brightness, LIMITS)
+    assert (gone.picture, gone.explained) == (b"", False)
+    assert shown.explained
+    picture = np.asarray(Image.open(io.BytesIO(shown.picture)))
+    assert picture.shape == (192, 384, 3)  # 64 px, three times as large, and the heat beside it
+    assert picture[96, 20].max() < 20
+    assert picture[96, 180].min() > 235
