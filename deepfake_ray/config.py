@@ -128,6 +128,9 @@ class TrainConfig(LabelledDataConfig, JobConfig):
     """Save the run's state after so many steps, too. Default: after each epoch. The last and the best are kept."""
     max_failures: int = 3
     """How many times lost workers are replaced, from the last checkpoint, before the run fails."""
+    leave_one_source_out: bool = False
+    """Train on all sources, then once without each, and test every model on every source: a matrix of how well
+    fakes are found that no training image was like."""
     mlflow_uri: str | None = None
     """MLflow tracking server or store to log the run to (needs pip install -e '.[mlflow]')."""
     max_error_share: float = 0.01

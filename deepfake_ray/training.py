@@ -145,6 +145,7 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
         )
     asked = config.to_json()
     del asked["mlflow_uri"]  # it may hold a password, and is no part of the result
+    del asked["leave_one_source_out"]  # which is a run of its own for each
     return {
         **asked,
         "weights": origin,

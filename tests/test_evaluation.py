@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn import metrics as sk
 from test_jobs import read, score
 
 from deepfake_ray import schema
-from deepfake_ray.config import EvaluateConfig
+from deepfake_ray.config import EvaluateConfig, TrainConfig
 from deepfake_ray.errors import UserError
 
 pytestmark = pytest.mark.ray
@@ -193,3 +194,45 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
         evaluate(EvaluateConfig(output=str(tmp_path / "p"), **options))
     with pytest.raises(UserError, match="has no run.json"):
         evaluate(EvaluateConfig(output=str(tmp_path / "q"), **options | {"predictions": str(tmp_path)}))
+
+
+def test_one_source_is_left_out_at_a_time(ray_2_cpus, sample_folder, tmp_path):
+    from deepfake_ray.cross_source import leave_one_source_out
+
+    paths = [path for path in sorted(sample_folder.rglob("*.jpg")) if "bicubic" not in path.parts]
+    rows = [
+        {
+            "uri": str(path),
+            "split": path.relative_to(sample_folder).parts[0],
+            "label": path.relative_to(sample_folder).parts[1],
+            "source": path.parent.name if path.parent.name != "Real" else None,
+        }
+        for path in paths
+    ]
+    table = tmp_path / "data.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), table)
+    config = TrainConfig(data=str(table), output=str(tmp_path / "o"), epochs=1, leave_one_source_out=True)
+    cells = leave_one_source_out(config)
+    sources = ["bilinear", "nearest"]
+    assert [(cell["left_out"], cell["tested_on"]) for cell in cells] == [
+        (left_out, source) for left_out in ("(nothing)", *sources) for source in sources
+    ]
+    for source in sources:
+        run = tmp_path / "o" / f"without-{source}"
+        counts = json.load(open(run / "audit.json"))["num_images_by_source"]
+        assert counts[source]["fake"] == sum(source in path.parts and "Test" in path.parts for path in paths)
+        trained_on = pq.read_table(run / "model" / "training_images.parquet")["uri"].to_pylist()
+        assert len(trained_on) > 200
+        assert not [uri for uri in trained_on if source in uri.split("/")]
+        scored = read(run / "evaluation").to_pandas()
+        for cell in cells:
+            if cell["left_out"] == source:
+                chosen = scored[(scored.source == cell["tested_on"]) | (scored.true_label == "real")]
+                expected = sk.roc_auc_score(chosen.true_label == "fake", chosen.logit)
+                assert cell["roc_auc"] == pytest.approx(expected, abs=1e-9)
+                assert cell["num_fake"] == (chosen.true_label == "fake").sum()
+    with open(tmp_path / "o" / "leave_one_source_out.csv") as file:
+        assert len(file.readlines()) == 1 + 6
+    pq.write_table(pa.Table.from_pylist([row for row in rows if row["source"] != "nearest"]), table)
+    with pytest.raises(UserError, match="fakes of two sources"):
+        leave_one_source_out(replace(config, output=str(tmp_path / "p")))

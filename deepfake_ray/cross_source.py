@@ -1,0 +1,122 @@
+"""Training, once or, with `--leave-one-source-out`, once without each source: how well are unseen fakes found?"""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from deepfake_ray import schema, storage
+from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
+from deepfake_ray.errors import UserError
+from deepfake_ray.evaluation import evaluate
+from deepfake_ray.labels import read_labelled
+from deepfake_ray.progress import say
+from deepfake_ray.training import train
+
+MATRIX = "leave_one_source_out.csv"
+NOTHING = "(nothing)"
+
+
+def train_or_cross(config: TrainConfig) -> None:
+    """What jobs/train.py does.
+
+    Raises:
+        UserError: see the messages.
+        JobError: training or scoring failed.
+    """
+    output = storage.absolute(config.output)
+    if not config.leave_one_source_out:
+        train(config)
+    elif config.resume and storage.is_finished(output):
+        say(f"{output} is finished already; nothing to do")
+    else:
+        leave_one_source_out(config)
+
+
+def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
+    """Train on all sources, then without each, and test each model on every source.
+
+    Writes OUTPUT/all and OUTPUT/without-SOURCE, each with what training writes and `evaluation/`, and
+    OUTPUT/leave_one_source_out.csv: left_out, tested_on, roc_auc, recall_fake, num_fake.
+
+    Raises:
+        UserError: fewer than two sources of fakes, or no test split.
+    """
+    output = storage.absolute(config.output)
+    if not config.resume:
+        storage.require_new_output(output, resumable=True)
+    images = read_labelled(
+        config.data,
+        labels=config.labels,
+        group_regex=config.group_regex,
+        split_by=config.split_by,
+        limit=config.limit,
+        seed=config.seed,
+    ).table
+    fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
+    sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
+    if len(sources) < 2:
+        raise UserError(
+            f"leave-one-source-out needs fakes of two sources or more: {config.data} has {sources}; put them into "
+            "folders below the class (Train/Fake/SOURCE/...), or give --labels with a column source."
+        )
+    if schema.TEST not in images["split"].to_pylist():
+        raise UserError(f"leave-one-source-out needs a test split: {config.data} has none; add one.")
+    cells = [cell for left_out in (None, *sources) for cell in _without(left_out, images, config, output)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(cells[0]))
+    writer.writeheader()
+    writer.writerows(cells)
+    storage.write_bytes(storage.join(output, MATRIX), text.getvalue().encode())
+    storage.mark_finished(output)
+    say(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
+    return cells
+
+
+def _without(left_out: str | None, images: pa.Table, config: TrainConfig, output: str) -> Iterator[dict[str, Any]]:
+    """Train without a source and test on all; the cells of its row of the matrix."""
+    name = "all" if left_out is None else f"without-{quote(left_out, safe='')}"
+    say(f"--- trained on {'all sources' if left_out is None else f'all sources but {left_out}'}")
+    place = storage.join(output, name)
+    is_test = pc.equal(images["split"], schema.TEST)
+    keep = pc.or_kleene(is_test, pc.fill_null(pc.not_equal(images["source"], left_out or ""), True))
+    data = storage.join(output, f"{name}.parquet")
+    columns = ["uri", "label", "split", "source", "group"]
+    with storage.new_file(data) as path:
+        pq.write_table(images.filter(keep).select(columns), path)
+    common = {field.name: getattr(config, field.name) for field in fields(JobConfig)} | {"data": data, "limit": None}
+    train(
+        replace(
+            config, labels=None, group_regex=None, split_by="folder", leave_one_source_out=False,
+            **common | {"output": place},
+        )
+    )  # fmt: skip
+    place_of = {"model": storage.join(place, "model"), "output": storage.join(place, "evaluation")}
+    result = evaluate(EvaluateConfig(split="test", split_by="folder", **common | place_of))
+    for of in result["slices"]:
+        if of["by"] == "source" and of["num_fake"]:
+            yield {
+                "left_out": left_out or NOTHING,
+                "tested_on": of["value"],
+                "roc_auc": of["roc_auc"],
+                "recall_fake": of["recall_fake"],
+                "num_fake": of["num_fake"],
+            }
+
+
+def matrix(cells: list[dict[str, Any]], sources: list[str]) -> str:
+    """ROC AUC as a table to be read: a row for each model, a column for each tested source, unseen ones in brackets."""
+    width = max(len(name) for name in (*sources, NOTHING)) + 2
+    lines = ["ROC AUC, tested on the fakes of:", "left out".ljust(width) + "".join(one.rjust(width) for one in sources)]
+    for left_out in (NOTHING, *sources):
+        of = {cell["tested_on"]: cell["roc_auc"] for cell in cells if cell["left_out"] == left_out}
+        shown = ["–" if of.get(one) is None else f"{of[one]:.4f}" for one in sources]
+        shown = [f"[{text}]" if one == left_out else f"{text} " for one, text in zip(sources, shown, strict=True)]
+        lines.append(left_out.ljust(width) + "".join(text.rjust(width) for text in shown))
+    return "\n".join(lines)
