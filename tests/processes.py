@@ -6,23 +6,24 @@ import subprocess
 import sys
 import time
 
+import ray
 from conftest import ROOT
 
 
 def _command(job, flags, address):
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    if address:
-        environment["RAY_ADDRESS"] = address
+    environment = {**os.environ, "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}  # there is no dashboard that it could ask
+    environment["RAY_ADDRESS"] = address or ray.get_runtime_context().gcs_address
     return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, flags)], environment
 
 
 def run_job(job, *flags, address=None):
-    """Run a job to its end; on a cluster, if it has an address."""
+    """Run a job to its end, on the cluster of that address; else on that of the tests."""
     command, environment = _command(job, flags, address)
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
 def start_job(job, *flags, address=None):
+    """As `run_job`, without waiting."""
     command, environment = _command(job, flags, address)
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 

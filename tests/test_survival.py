@@ -99,7 +99,7 @@ def test_a_killed_worker_is_replaced_in_the_middle_of_an_epoch(whole, flags, tmp
     output = tmp_path / "run"
     job = start_job("train", *flags, "--output", output)
     wait_until(job, lambda: last_saved(output) >= (2, 7))
-    (worker,) = processes_named("ray::RayTrainWorker", below=job.pid)
+    (worker,) = processes_named("ray::RayTrainWorker", below=os.getpid())
     os.kill(worker, signal.SIGKILL)
     text, _ = job.communicate(timeout=180)
     assert job.returncode == 0, text
