@@ -27,25 +27,35 @@ def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "schema", "errors"])
-def test_the_command_line_loads_neither_ray_nor_torch(module):
-    loaded = python(f"import sys, deepfake_ray.{module}; print([m for m in ('ray', 'torch') if m in sys.modules])")
-    assert loaded.strip() == "[]"
+def loading(modules, unwanted):
+    """The first of the modules, imported one after the other, with which one of the unwanted is loaded."""
+    return python(
+        "import sys, importlib\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(f'deepfake_ray.{name}')\n"
+        f"    if set({unwanted}) & set(sys.modules):\n"
+        "        print(name)\n"
+        "        break\n"
+    ).strip()
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["allocator", "augment", "bundle", "fetch", "images", "inference", "isolation", "known", "listing", "loading",
-     "manifest", "metrics", "models", "report", "s3", "sampling", "scorer", "storage", "tables", "weights"],
-)  # fmt: skip
-def test_pure_work_never_loads_ray(module):
-    loaded = python(f"import sys, deepfake_ray.{module}; print('ray' in sys.modules)")
-    assert loaded.strip() == "False"
+def test_the_command_line_loads_neither_ray_nor_torch():
+    assert loading(["schema", "errors", "config", "cli"], ["ray", "torch"]) == ""
+    assert loading(["config", "session"], ["ray"]) == "session"
 
 
-@pytest.mark.parametrize("module", ["scoring", "scorer", "parts"])
-def test_the_scoring_driver_needs_no_torch(module):
-    assert python(f"import sys, deepfake_ray.{module}; print('torch' in sys.modules)").strip() == "False"
+def test_pure_work_never_loads_ray():
+    modules = [
+        "allocator", "attention", "audit", "augment", "bundle", "comparison", "degradations", "fetch", "figures",
+        "fingerprints", "images", "inference", "intervals", "isolation", "joining", "known", "listing", "loading",
+        "manifest", "measurement", "metrics", "mistakes", "models", "ranking", "report", "robustness", "s3", "sampling",
+        "scorer", "slices", "storage", "tables", "weights",
+    ]  # fmt: skip
+    assert loading(modules, ["ray"]) == ""
+
+
+def test_the_drivers_of_scoring_and_evaluation_need_no_torch():
+    assert loading(["scoring", "scorer", "parts", "evaluation"], ["torch"]) == ""
 
 
 @pytest.mark.parametrize("job", CONFIGS)
@@ -99,6 +109,10 @@ def test_minimal_commands(config):
         (ScoreConfig, ["--batch-size", "0"], "batch-size must be greater than 0"),
         (EvaluateConfig, ["--limit", "-1"], "limit must be greater than 0"),
         (EvaluateConfig, ["--output", ""], "output must name a directory"),
+        (EvaluateConfig, ["--data", ""], "data must name labelled images"),
+        (EvaluateConfig, ["--degrade", "-1"], "degrade must not be negative"),
+        (EvaluateConfig, ["--predictions", "p", "--data", ""], "predictions need labels"),
+        (EvaluateConfig, ["--predictions", "p", "--limit", "9"], "predictions are evaluated whole"),
     ],
 )
 def test_values_that_break_a_rule(config, flags, message):

@@ -407,7 +407,7 @@ def test_all_actors_work(trained, sample_folder, tmp_path):
     assert run["num_images"] == 400
 
 
-def test_a_mistake_exits_with_2_and_one_clear_line(tmp_path):
+def test_a_mistake_exits_with_2_and_one_clear_line(ray_2_cpus, tmp_path):
     (tmp_path / "Real").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "Real" / "a.png")
     done = run_job("train", "--data", tmp_path, "--output", tmp_path / "o")
