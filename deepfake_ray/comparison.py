@@ -29,7 +29,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, thresholds: tuple[float, f
         the hypothesis that both err equally often (McNemar 1947), which takes images as independent.
 
     Raises:
-        ValueError: they have no image in common, or do not agree on a label.
+        ValueError: they have no image in common, not of both classes, or do not agree on a label.
     """
     both = ours.merge(theirs[["uri", "logit", "p_fake", "true_label"]], on="uri", suffixes=("", "_other"))
     if not len(both):
@@ -37,6 +37,8 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, thresholds: tuple[float, f
     disagree = both[both.true_label != both.true_label_other]
     if len(disagree):
         raise ValueError(f"{len(disagree)} images have another label there, such as {disagree.uri.iloc[0]}")
+    if both.true_label.nunique() < 2:
+        raise ValueError("the images that are in both are of one class")
     labels = np.where(both.true_label == schema.CLASSES[schema.FAKE], schema.FAKE, schema.REAL)
     models = [
         _Model(labels, both.logit, both.p_fake, thresholds[0]),

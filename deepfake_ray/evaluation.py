@@ -30,7 +30,7 @@ from deepfake_ray import (
 )
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.degradations import DEGRADATIONS
-from deepfake_ray.errors import UserError
+from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import of_split, read_labelled
 from deepfake_ray.pipeline import image_facts
@@ -132,6 +132,8 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
         if config.split not in (None, "all"):
             labels = labels.filter(pc.equal(labels["split"], config.split))
     counts = joining.join(place, labels, output)
+    if counts["num_errors"] == counts["num_images"]:
+        raise JobError(f"none of the {counts['num_images']:,} labelled images could be scored: see {place}")
     run |= {"num_errors": counts["num_errors"], "num_images": counts["num_images"], "predictions_of": place}
     run["warnings_of_joining"] = (
         [f"{counts['num_without_prediction']:,} labelled images have no prediction and are in no figure."]

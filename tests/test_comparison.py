@@ -22,14 +22,15 @@ def frame(p_fake, labels, groups=None, first=0):
 
 
 def test_mcnemar_by_hand():
-    # Twenty fakes: ten that only ours finds, two that only theirs finds, eight that both find.
-    ours = frame([0.9] * 10 + [0.1] * 2 + [0.9] * 8, ["fake"] * 20)
-    theirs = frame([0.1] * 10 + [0.9] * 2 + [0.9] * 8, ["fake"] * 20)
+    # Two reals that both pass, and twenty fakes: ten that only ours finds, two that only theirs finds, eight that both find.
+    labels = ["fake"] * 20 + ["real"] * 2
+    ours = frame([0.9] * 10 + [0.1] * 2 + [0.9] * 8 + [0.1] * 2, labels)
+    theirs = frame([0.1] * 10 + [0.9] * 2 + [0.9] * 8 + [0.1] * 2, labels)
     found = comparison.compare(ours, theirs, (0.5, 0.5))
     assert (found["only_ours_right"], found["only_theirs_right"]) == (10, 2)
     assert found["mcnemar_p"] == pytest.approx(2 * (1 + 12 + 66) / 2**12)
-    assert found["ours"]["accuracy"] == pytest.approx(18 / 20)
-    assert found["difference"]["accuracy"]["value"] == pytest.approx(8 / 20)
+    assert found["ours"]["accuracy"] == pytest.approx(20 / 22)
+    assert found["difference"]["accuracy"]["value"] == pytest.approx(8 / 22)
 
 
 def test_differences_are_those_of_the_images_in_both():
@@ -68,3 +69,5 @@ def test_what_cannot_be_compared_is_said():
         comparison.compare(frame([0.5], ["fake"]), frame([0.5], ["fake"], first=9), (0.5, 0.5))
     with pytest.raises(ValueError, match="1 images have another label there, such as /1"):
         comparison.compare(frame([0.5] * 2, ["fake"] * 2), frame([0.5] * 2, ["fake", "real"]), (0.5, 0.5))
+    with pytest.raises(ValueError, match="one class"):
+        comparison.compare(frame([0.5], ["fake"]), frame([0.5], ["fake"]), (0.5, 0.5))
