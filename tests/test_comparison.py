@@ -22,7 +22,7 @@ def frame(p_fake, labels, groups=None, first=0):
 
 
 def test_mcnemar_by_hand():
-    # Two reals that both pass, and twenty fakes: ten that only ours finds, two that only theirs finds, eight that both find.
+    # Two reals that pass; twenty fakes: ten that only ours finds, two that only theirs finds, eight that both find.
     labels = ["fake"] * 20 + ["real"] * 2
     ours = frame([0.9] * 10 + [0.1] * 2 + [0.9] * 8 + [0.1] * 2, labels)
     theirs = frame([0.1] * 10 + [0.9] * 2 + [0.9] * 8 + [0.1] * 2, labels)
