@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import simplejpeg
 from numpy.typing import NDArray
@@ -110,10 +111,9 @@ def leaks(tested: pa.Table, trained: pa.Table, examples: int) -> dict[str, Any]:
         `num_exact` (images with the bytes of a training image), `num_near` (others that look like one) and `examples`:
         uri, training_uri, split, differing_bits (None: the bytes are the same).
     """
-    uris, places, splits = tested["uri"].to_pylist(), trained["uri"].to_pylist(), trained["split"].to_pylist()
-    by_bytes = {value: i for i, value in enumerate(trained["sha256"].to_pylist()) if value is not None}
+    same_bytes = pc.index_in(tested["sha256"], value_set=trained["sha256"].combine_chunks(), skip_nulls=True)
     match: dict[int, tuple[int, int | None]] = {
-        i: (by_bytes[value], None) for i, value in enumerate(tested["sha256"].to_pylist()) if value in by_bytes
+        i: (k, None) for i, k in enumerate(same_bytes.to_pylist()) if k is not None
     }
     num_exact = len(match)
     ours, theirs = (np.flatnonzero(table["phash"].is_valid()) for table in (tested, trained))
@@ -128,7 +128,12 @@ def leaks(tested: pa.Table, trained: pa.Table, examples: int) -> dict[str, Any]:
         "num_exact": num_exact,
         "num_near": len(match) - num_exact,
         "examples": [
-            {"uri": uris[i], "training_uri": places[k], "split": splits[k], "differing_bits": bits}
+            {
+                "uri": tested["uri"][i].as_py(),
+                "training_uri": trained["uri"][k].as_py(),
+                "split": trained["split"][k].as_py(),
+                "differing_bits": bits,
+            }
             for i, (k, bits) in ordered[:examples]
         ],
     }
