@@ -1,6 +1,7 @@
 """Perceptual hashes: the same picture re-saved is near, other pictures are not."""
 
 import io
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +15,13 @@ from deepfake_ray.images import Limits
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 
 
+@lru_cache
+def photographs():
+    return [load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
+
+
 def crop(index, size=128):
-    photograph = load_sample_image(("china.jpg", "flower.jpg")[index % 2])
+    photograph = photographs()[index % 2]
     left, top = 61 * index % (640 - size), 37 * index % (427 - size)
     return Image.fromarray(photograph[top : top + size, left : left + size])
 
