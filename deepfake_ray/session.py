@@ -29,6 +29,9 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         # Without a dashboard the train controller cannot be looked up in it, which it would say each second.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address:
+        # Ray's own processes, and the driver, would else take the CPU from a worker in the middle of its step.
+        os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address=address,
         logging_level=level,
