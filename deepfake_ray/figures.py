@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn import metrics as sk
@@ -143,6 +144,7 @@ def reliability(labels: NDArray[np.int64], logits: NDArray[np.float64], temperat
         axes.plot(x, y, style, ms=4, color=NEUTRAL if t == 1.0 else FAKE_COLOUR, label=name)
     below.bar(edges[:-1], counts, width=1 / ECE_BINS, align="edge", color=FAKE_COLOUR, alpha=0.5)
     below.set(xlabel="p_fake (mean of a bin)", ylabel="images", yscale="log")
+    below.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), ylabel="share that is fake")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
