@@ -151,7 +151,7 @@ def of_evaluation(scored: pa.Table, trained: pa.Table | None, facts: pa.Table | 
         if number:
             warnings.append(
                 f"{number:,} of {len(scored):,} images were in the model's training data ({leaks['num_exact']:,} with "
-                f"the same bytes, {leaks['num_near']:,} that look nearly the same), such as {leaks['examples'][0]['uri']}: "
-                "figures on them flatter the model."
+                f"the same bytes, {leaks['num_near']:,} that look nearly the same), such as "
+                f"{leaks['examples'][0]['uri']}: figures on them flatter the model."
             )
     return {"zero_pixel_auc": auc, "duplicates": repeated, "leaks": leaks, "warnings": warnings}
