@@ -15,7 +15,7 @@ from deepfake_ray import schema, storage
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import evaluate
-from deepfake_ray.labels import read_labelled
+from deepfake_ray.labels import labelled
 from deepfake_ray.progress import say
 from deepfake_ray.training import train
 
@@ -51,14 +51,7 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
     output = storage.absolute(config.output)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
-    images = read_labelled(
-        config.data,
-        labels=config.labels,
-        group_regex=config.group_regex,
-        split_by=config.split_by,
-        limit=config.limit,
-        seed=config.seed,
-    ).table
+    images = labelled(config).table
     fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
     sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
     if len(sources) < 2:

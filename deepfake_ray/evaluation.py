@@ -32,7 +32,7 @@ from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
-from deepfake_ray.labels import of_split, read_labelled
+from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.progress import say
 from deepfake_ray.scoring import RUN, read_predictions, score_manifest
@@ -95,14 +95,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _labelled_pages(config: EvaluateConfig) -> list[manifest.Page]:
-    images = read_labelled(
-        config.data,
-        labels=config.labels,
-        group_regex=config.group_regex,
-        split_by=config.split_by,
-        limit=config.limit,
-        seed=config.seed,
-    )
+    images = labelled(config)
     chosen = of_split(images, config.split or schema.TEST, config.data)
     return [manifest.Page(chosen.table, chosen.other_files)]
 
@@ -121,11 +114,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
     if not config.resume:
         storage.require_new_output(output, resumable=True)
     if config.data:
-        labels = of_split(
-            read_labelled(config.data, labels=config.labels, group_regex=config.group_regex, split_by=config.split_by),
-            config.split or "all",
-            config.data,
-        ).table
+        labels = of_split(labelled(config), config.split or "all", config.data).table
     else:
         labels = manifest.list_images(config.labels or "").table
         labels = labels.filter(labels["label"].is_valid())

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfake_ray import schema, storage
+from deepfake_ray.config import EvaluateConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.manifest import Manifest, count, list_images
 from deepfake_ray.schema import FAKE_NAMES, REAL_NAMES, SPLIT_NAMES
@@ -61,6 +62,18 @@ def read_labelled(
         table = _draw(table, keys, limit, seed)
     _require_classes(table, data)
     return Manifest(table, manifest.other_files)
+
+
+def labelled(config: TrainConfig | EvaluateConfig) -> Manifest:
+    """`read_labelled`, as a job is configured."""
+    return read_labelled(
+        config.data,
+        labels=config.labels,
+        group_regex=config.group_regex,
+        split_by=config.split_by,
+        limit=config.limit,
+        seed=config.seed,
+    )
 
 
 def _set(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:

@@ -23,7 +23,7 @@ from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import CROP, STRETCH, Limits, Preparation, decode
-from deepfake_ray.labels import read_labelled
+from deepfake_ray.labels import labelled
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import TrainingTables, image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
@@ -57,14 +57,7 @@ def train(config: TrainConfig) -> bundle.Spec:
     resuming = config.resume and storage.exists(settings_uri)
     if not resuming:
         storage.require_new_output(output, resumable=True)
-    images = read_labelled(
-        config.data,
-        labels=config.labels,
-        group_regex=config.group_regex,
-        split_by=config.split_by,
-        limit=config.limit,
-        seed=config.seed,
-    )
+    images = labelled(config)
     check_places([config.data], output, shared_storage=config.shared_storage)
     findings = _look_at_data(images)
     placement = plan_training(cluster_nodes(), config.worker_range(), config.use_gpu)
