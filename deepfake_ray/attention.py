@@ -38,7 +38,6 @@ class GradCam:
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.requires_grad and self._grid(output) is not None:
-                output.retain_grad()
                 maps.append(output)
 
         hooks = [module.register_forward_hook(keep) for module in self._detector.network.modules()]
@@ -48,10 +47,11 @@ class GradCam:
         finally:
             for hook in hooks:
                 hook.remove()
-        (logit if verdict == FAKE else -logit).backward()  # type: ignore[no-untyped-call]
-        for output in reversed(maps):
+        towards = logit if verdict == FAKE else -logit
+        slopes = torch.autograd.grad(towards, maps, allow_unused=True) if maps else ()
+        for output, slope in zip(reversed(maps), reversed(slopes), strict=True):
             activations = self._grid(output.detach())
-            gradients = None if output.grad is None else self._grid(output.grad)
+            gradients = None if slope is None else self._grid(slope)
             if activations is None or gradients is None or not gradients.any():
                 continue  # beside the way to the verdict, as a ViT's last tokens
             heat = F.relu((gradients.mean((1, 2), keepdim=True) * activations).sum(0))

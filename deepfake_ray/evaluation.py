@@ -138,7 +138,7 @@ def _other_evaluation(place: str) -> tuple[dict[str, Any], pa.Table]:
     place = storage.absolute(place)
     try:
         result: dict[str, Any] = storage.read_json(storage.join(place, METRICS))
-        rows = read_predictions(place, ["row", "status", *comparison.COLUMNS])
+        rows = read_predictions(place, ["status", *comparison.COLUMNS])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"compare must be the output of jobs/evaluate.py: {place} is not ({error}).") from error
     return result, rows.filter(pc.equal(rows["status"], schema.OK))

@@ -52,7 +52,7 @@ def perceptual_hash(data: bytes, limits: Limits) -> int | None:
             picture = Image.fromarray(grey)
         else:
             picture = Image.fromarray(decode(data, limits).pixels).convert("L")
-    except (ImageError, ValueError):
+    except (ImageError, ValueError, MemoryError):
         return None
     small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
     if small.std() < FLAT:

@@ -92,7 +92,7 @@ def score_manifest(
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
     placement = plan_scoring(cluster_nodes(), config.num_workers, config.use_gpu)
     if not resuming:
-        run = _begin(config, model, placement, pages)
+        run = _begin(config, model, placement, pages, max(1, len(degradations)))
     manifest_uri = storage.join(output, MANIFEST)
     if run["num_other_files"]:
         say(f"{run['num_other_files']:,} other files are no images; see {manifest_uri}/{manifest.OTHER_FILES}")
@@ -149,11 +149,12 @@ def _begin(
     model: bundle.Spec,
     placement: ScoringPlacement,
     pages: Callable[[], Iterable[manifest.Page]],
+    variants: int,
 ) -> dict[str, Any]:
     """List the images and write all that a resumed run needs; returns `run.json` as it begins."""
     output = storage.absolute(config.output)
     listed = _list(pages, storage.join(output, MANIFEST))
-    batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation)
+    batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation, variants)
     run = {
         "run_id": uuid.uuid4().hex[:16],
         "status": "running",
@@ -194,14 +195,18 @@ def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> ma
 
 
 def _sizes(
-    num_images: int, config: ScoreConfig | EvaluateConfig, placement: ScoringPlacement, preparation: Preparation
+    num_images: int,
+    config: ScoreConfig | EvaluateConfig,
+    placement: ScoringPlacement,
+    preparation: Preparation,
+    variants: int,
 ) -> tuple[int, int]:
     """Images a forward pass, and a chunk: whole batches, so that only the last pass may have empty places."""
     batch_size = config.batch_size or (GPU_BATCH_SIZE if placement.use_gpu else CPU_BATCH_SIZE)
     share = ceil(num_images / placement.num_actors)
     if share < batch_size:
         return share, share
-    pixels = preparation.image_size**2 * config.crops
+    pixels = preparation.image_size**2 * config.crops * variants
     wanted = min(share / CHUNKS_PER_ACTOR, PIXELS_PER_CHUNK / pixels, manifest.ROWS_PER_GROUP)
     return batch_size, max(1, round(wanted / batch_size)) * batch_size
 
@@ -309,6 +314,7 @@ def _count(predictions: str, num_expected: int) -> dict[str, Any]:
 
 
 def read_predictions(output: str, columns: list[str] | None = None) -> pa.Table:
-    """All rows of OUTPUT/predictions, in manifest order; `columns` must have row."""
+    """All rows of OUTPUT/predictions, in manifest order; with `row` and the columns, or all of them."""
     fs, path = storage.filesystem(storage.join(output, "predictions"))
-    return pads.dataset(path, filesystem=fs, format="parquet").to_table(columns=columns).sort_by("row")
+    wanted = None if columns is None else list(dict.fromkeys(["row", *columns]))
+    return pads.dataset(path, filesystem=fs, format="parquet").to_table(columns=wanted).sort_by("row")
