@@ -10,6 +10,8 @@ from botocore.validate import ParamValidator
 from conftest import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from deepfake_ray.placement import DATA_LABEL
+
 CONFIG = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
@@ -43,8 +45,11 @@ def test_the_head_does_no_work_and_workers_are_spot():
     types = CONFIG["available_node_types"]
     assert types["head"]["resources"] == {"CPU": 0, "GPU": 0}
     for name in ("cpu-worker", "gpu-worker"):
-        assert 1 <= types[name]["min_workers"] <= types[name]["max_workers"], "jobs plan with the nodes that are there"
+        assert types[name]["min_workers"] <= types[name]["max_workers"]
         assert types[name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert types["cpu-worker"]["min_workers"] >= 1, "a job plans the decoding with the nodes that are there"
+    assert types["cpu-worker"]["labels"] == DATA_LABEL
+    assert "labels" not in types["gpu-worker"]
     for node in types.values():
         assert "IamInstanceProfile" in node["node_config"]
     assert "AWS_SECRET" not in (ROOT / "cluster.yaml").read_text()
