@@ -127,6 +127,7 @@ class _Loop:
             first=self.position,
             num_epochs=self.config.epochs,
             cpus=self.spec.placement.data_cpus_per_worker,
+            label=self.spec.placement.data_label,
         )
         prepared_for = None
         for epoch in range(self.position.epoch, self.config.epochs):
@@ -162,7 +163,7 @@ class _Loop:
         every, last_step = self.config.checkpoint_every_steps, self.sampler.steps_per_epoch - 1
         for step in range(self.position.step, last_step + 1):
             # Seeded anew each step, so that a resumed run draws the dropout it would have drawn.
-            torch.manual_seed(_seed_of(self.config.seed, epoch, step, self.rank))
+            self._seed(_seed_of(self.config.seed, epoch, step, self.rank))
             batch = self._next(batches, self.tally)
             step_loss, step_correct = self._backward(batch)
             self.optimizer.step()
@@ -176,6 +177,12 @@ class _Loop:
                 self.tally.loss_sum, self.tally.num_correct = loss.item(), num_correct.item()
                 self._save_step(Position(epoch, step + 1), time.monotonic() - started)
         self.tally.loss_sum, self.tally.num_correct = loss.item(), num_correct.item()
+
+    def _seed(self, seed: int) -> None:
+        # Not torch.manual_seed: for each device that is not there it keeps the call, with its traceback, for later.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradients of one step; returns the sum of the losses, and how many images were told right."""
