@@ -193,6 +193,9 @@ class _ScoringConfig:
     max_error_share: float = 0.5
     """Stop early when more than this share of the images, after the first 1,000, cannot be read; or when the storage
     fails for more than this share of any 1,000 images that follow one another."""
+    profile: bool = False
+    """Write into run.json where the time went: seconds and share of fetching, decoding, the model and writing, and
+    Ray Data's statistics."""
     image_timeout_s: float = 60.0
     """Seconds for one request to the storage, and for decoding one image; an image that takes longer becomes the
     error timeout. Requests that failed are repeated for some minutes."""
@@ -285,7 +288,7 @@ def _require_share(name: str, value: float) -> None:
 
 FREE_TO_CHANGE = frozenset(
     {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
-    | {"image_timeout_s", "versions", "git_revision", "checkpoint_every_steps"}
+    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps"}
 )
 """What a resumed run may be told otherwise: it changes no result."""
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TypeVar
 
 from deepfake_ray.degradations import DEGRADATIONS
@@ -13,6 +13,7 @@ from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
 from deepfake_ray.fingerprints import perceptual_hash
 from deepfake_ray.images import CENTER, Limits, Pixels, Place, Preparation, decode, header, prepare
+from deepfake_ray.stopwatch import Stopwatch
 from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
 
 T = TypeVar("T")
@@ -52,6 +53,8 @@ class Loader:
         degradations: names; the crops are of the picture after each of them, instead of as it is.
         timeout_s: of one request to an object store.
         recall: what is known of the bytes with that sha256; None: they have to be decoded.
+        stopwatch: of the stages `fetch` (for requests that run ahead, waiting for them) and `decode` (with all that
+            makes the model's pixels of a file).
     """
 
     limits: Limits
@@ -60,6 +63,7 @@ class Loader:
     degradations: Sequence[str] = ()
     timeout_s: float = REQUEST_TIMEOUT_S
     recall: Callable[[str], Loaded | None] | None = None
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def load_all(
         self,
@@ -78,18 +82,28 @@ class Loader:
             places: of one crop for each image, instead of the loader's.
         """
 
-        def decoded(position: int, data: bytes | ImageError | None = None) -> Loaded:
-            with watch(position):
-                wanted = self.places if places is None else (places[position],)
-                return self._decoded(self._read(uris[position]) if data is None else data, wanted)
-
-        def fetched(position: int) -> bytes | ImageError:
+        def read(position: int) -> bytes | ImageError:
             return self._read(uris[position])
 
+        def decoded(position: int, data: bytes | ImageError) -> Loaded:
+            with self.stopwatch.at("decode"):
+                return self._decoded(data, self.places if places is None else (places[position],))
+
         if all(is_local(uri) for uri in uris):
-            yield from map(decoded, range(len(uris)))
-        else:
-            yield from map(decoded, range(len(uris)), _ahead(fetched, len(uris), REMOTE_REQUESTS))
+            for position in range(len(uris)):
+                with watch(position):
+                    with self.stopwatch.at("fetch"):
+                        data = read(position)
+                    loaded = decoded(position, data)
+                yield loaded
+            return
+        ahead = _ahead(read, len(uris), REMOTE_REQUESTS)
+        for position in range(len(uris)):
+            with self.stopwatch.at("fetch"):
+                data = next(ahead)
+            with watch(position):
+                loaded = decoded(position, data)
+            yield loaded
 
     def _read(self, uri: str) -> bytes | ImageError:
         try:

@@ -20,6 +20,7 @@ from deepfake_ray.images import Limits, Pixels, spread
 from deepfake_ray.isolation import Items
 from deepfake_ray.known import Known
 from deepfake_ray.loading import Loaded, Loader
+from deepfake_ray.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,12 @@ class Report:
     started_at: float
     ended_at: float
     """Seconds since the epoch."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """In each of `STAGES`."""
+
+
+STAGES = ("fetch", "decode", "forward", "write")
+"""Of the processes that load and score: waiting for bytes; making pixels of them; the model; the chunk's file."""
 
 
 Place = tuple[int, int]
@@ -98,6 +105,7 @@ class ChunkScorer:
             work.images.append(image)
             for crop, pixels in enumerate(crops):
                 batch.add((position, crop // self._num_crops), pixels)
+        work.seconds = self._reader.stopwatch.take()
         return self._forward.write(work, batch.finish())
 
 
@@ -114,6 +122,8 @@ class LoadedChunk:
     """Crops of the images to be scored, one after the other."""
     places: list[Place] = field(default_factory=list)
     """What `pixels` are of."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """That the loading took, by stage."""
 
 
 class ChunkLoader:
@@ -132,6 +142,7 @@ class ChunkLoader:
             for crop, pixels in enumerate(crops):
                 work.pixels.append(pixels)
                 work.places.append((position, crop // self._num_crops))
+        work.seconds = self._reader.stopwatch.take()
         return work
 
 
@@ -155,6 +166,7 @@ class _Reader:
     def __init__(self, spec: ScorerSpec):
         self._max_error_share = spec.max_error_share
         self._known = None if spec.known is None else Known(spec.known)
+        self.stopwatch = Stopwatch()
         self._loader = Loader(
             limits=spec.limits,
             places=spread(spec.num_crops),
@@ -162,6 +174,7 @@ class _Reader:
             preparation=bundle.load_spec(spec.model).preparation,
             timeout_s=spec.image_timeout_s,
             recall=None if self._known is None else self._known.by_sha256,
+            stopwatch=self.stopwatch,
         )
 
     def read(self, rows: pa.Table, items: Items) -> Iterator[tuple[Loaded, tuple[Pixels, ...]]]:
@@ -195,9 +208,10 @@ class _Forward:
 
         self._spec = spec
         self._predictor = Predictor(spec.model, device=spec.device, precision=spec.precision)
+        self._stopwatch = Stopwatch()
 
     def batch(self) -> "_Batch":
-        return _Batch(self._predictor, self._spec.batch_size)
+        return _Batch(self._predictor, self._spec.batch_size, self._stopwatch)
 
     def write(self, work: LoadedChunk, scored: Mapping[Place, float]) -> Report:
         images = work.images
@@ -205,13 +219,8 @@ class _Forward:
         example = next((i for i in reversed(range(len(images))) if images[i].error is not None), None)
         is_written = len(images) == len(work.rows)
         if is_written:
-            known = np.array([np.nan if image.logit is None else image.logit for image in images], np.float32)
-            logits = np.repeat(known[:, None], max(1, len(self._spec.degradations)), axis=1)
-            for place, logit in scored.items():
-                logits[place] = logit
-            table = predictions(work.rows, images, logits, self._predictor.spec, self._spec)
-            with storage.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:
-                pq.write_table(table, path, compression="zstd")
+            with self._stopwatch.at("write"):
+                self._write(work, scored)
         return Report(
             index=work.chunk.index,
             num_images=len(images),
@@ -221,7 +230,17 @@ class _Forward:
             is_written=is_written,
             started_at=work.started_at,
             ended_at=time.time(),
+            seconds=work.seconds | self._stopwatch.take(),
         )
+
+    def _write(self, work: LoadedChunk, scored: Mapping[Place, float]) -> None:
+        known = np.array([np.nan if image.logit is None else image.logit for image in work.images], np.float32)
+        logits = np.repeat(known[:, None], max(1, len(self._spec.degradations)), axis=1)
+        for place, logit in scored.items():
+            logits[place] = logit
+        table = predictions(work.rows, work.images, logits, self._predictor.spec, self._spec)
+        with storage.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:
+            pq.write_table(table, path, compression="zstd")
 
 
 class _Batch:
@@ -230,8 +249,8 @@ class _Batch:
     Every forward pass has the same shape, so the same bytes get the same logit, to the bit, wherever they lie.
     """
 
-    def __init__(self, predictor: "Predictor", batch_size: int):
-        self._predictor = predictor
+    def __init__(self, predictor: "Predictor", batch_size: int, stopwatch: Stopwatch):
+        self._predictor, self._stopwatch = predictor, stopwatch
         size = predictor.spec.preparation.image_size
         self._pixels = np.zeros((batch_size, size, size, 3), np.uint8)
         self._places: list[Place] = []
@@ -249,13 +268,16 @@ class _Batch:
             self._forward()
         of_crops: dict[Place, list[float]] = {}
         for places, logits in self._scored:
-            for place, logit in zip(places, logits.tolist(), strict=False):  # the last batch may not be full
+            with self._stopwatch.at("forward"):
+                values = logits.tolist()  # on a GPU, waits for it
+            for place, logit in zip(places, values, strict=False):  # the last batch may not be full
                 of_crops.setdefault(place, []).append(logit)
         return {place: fmean(logits) for place, logits in of_crops.items()}
 
     def _forward(self) -> None:
         # On a GPU this returns at once: the next batch is collected while this one is copied and scored.
-        self._scored.append((self._places, self._predictor.start(self._pixels)))
+        with self._stopwatch.at("forward"):
+            self._scored.append((self._places, self._predictor.start(self._pixels)))
         self._places = []
 
 
