@@ -36,7 +36,7 @@ from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.progress import say
 from deepfake_ray.scoring import RUN, read_predictions, score_manifest
-from deepfake_ray.session import cause_of, cluster_nodes
+from deepfake_ray.session import cause_of
 
 METRICS, DEGRADED = "metrics.json", "degraded"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
@@ -151,7 +151,7 @@ def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str
     trained = fingerprints.load(config.model)
     facts = None
     if trained is not None:
-        facts = image_facts(scored["uri"], limits, sum(node.num_cpus for node in cluster_nodes()))
+        facts = image_facts(scored["uri"], limits)
     return audit.of_evaluation(scored, trained, facts, config.seed)
 
 

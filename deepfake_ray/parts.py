@@ -12,7 +12,7 @@ from deepfake_ray import storage
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.manifest import Chunk
 from deepfake_ray.scorer import chunk_file
-from deepfake_ray.session import cause_of
+from deepfake_ray.session import cause_of, off_the_head
 
 CHUNKS = "chunks"
 ROWS_PER_PART = 1_000_000
@@ -70,7 +70,7 @@ class Layout:
         if not self._missing[part]:
             files = [chunk_file(self.chunk_folder, of) for of in self._parts[part]]
             # No CPUs: the scorers hold them all.
-            task = _merge.options(num_cpus=0)
+            task = _merge.options(num_cpus=0, label_selector=off_the_head())
             self._merging.append(task.remote(files, storage.join(self.predictions, _part_name(part))))
 
     def finish(self) -> None:

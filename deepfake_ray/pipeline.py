@@ -1,10 +1,12 @@
 """The only place that builds Ray Datasets: training batches and scoring chunks."""
 
+import gc
 import itertools
 import time
-from collections.abc import Generator, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,17 +14,20 @@ import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.util.annotations import RayDeprecationWarning
 
 from deepfake_ray import augment, manifest
 from deepfake_ray.errors import JobError
 from deepfake_ray.images import Limits, Preparation
 from deepfake_ray.isolation import Isolated
 from deepfake_ray.loading import Loader, read_facts
-from deepfake_ray.placement import ScoringPlacement
+from deepfake_ray.placement import ScoringPlacement, plan_reading
 from deepfake_ray.sampling import Position, Sampler, Task
 from deepfake_ray.schema import CLASSES, FACTS, TRAIN, VALIDATION
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
-from deepfake_ray.session import cause_of
+from deepfake_ray.session import cause_of, cluster_nodes
+
+T = TypeVar("T")
 
 IMAGES_PER_TASK = 1024
 BYTES_PER_TASK = 16 * 1024 * 1024
@@ -60,6 +65,7 @@ def context(cpus: float | None = None) -> DataContext:
     fresh.print_on_execution_start = False
     fresh.enable_rich_progress_bars = False
     fresh.memory_usage_poll_interval_s = None  # measuring each task's memory cost a tenth of its time
+    fresh.execution_no_progress_timeout_s = -1  # work may wait for nodes, or for other jobs
     fresh.custom_execution_callback_classes = [*fresh.custom_execution_callback_classes, Breathe]
     fresh.execution_options.preserve_order = cpus is not None
     if cpus is not None:
@@ -87,13 +93,18 @@ class ReadFacts:
         return pa.table(columns, schema=FACTS)
 
 
-def image_facts(uris: pa.ChunkedArray, limits: Limits, cpus: float) -> pa.Table:
+def image_facts(uris: pa.ChunkedArray, limits: Limits) -> pa.Table:
     """`schema.FACTS` of images, in the order of `uris`, read by as many tasks as there are CPUs."""
+    cpus, label = plan_reading(cluster_nodes())
     table = pa.table({"uri": uris})
     blocks = [table.slice(start, IMAGES_PER_LOOK) for start in range(0, len(table), IMAGES_PER_LOOK)]
     with DataContext.current(context(cpus)):
         facts = ray.data.from_arrow(blocks).map_batches(
-            ReadFacts(limits), batch_size=None, batch_format="pyarrow", num_cpus=min(1.0, cpus)
+            ReadFacts(limits),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=min(1.0, cpus),
+            label_selector=dict(label),
         )
     return pa.concat_tables(ray.get(facts.to_arrow_refs()))
 
@@ -183,6 +194,7 @@ def training_batches(
     first: Position,
     num_epochs: int,
     cpus: float,
+    label: Mapping[str, str],
 ) -> Iterator[Batch]:
     """One rank's batches from `first` to the end of the run: each epoch's steps, then its validation rows.
 
@@ -198,6 +210,7 @@ def training_batches(
         first: where to begin.
         num_epochs: end of the run.
         cpus: that this rank's tasks may hold at a time.
+        label: of the nodes that they keep to; empty: any.
     """
     bytes_per_image = 3 * preparation.image_size**2
     images_per_task = max(1, min(IMAGES_PER_TASK, BYTES_PER_TASK // bytes_per_image))
@@ -210,6 +223,7 @@ def training_batches(
                 ReadTask(tasks, sampler, tables, preparation, limits, recipe),
                 batch_size=None,
                 num_cpus=min(1.0, cpus),
+                label_selector=dict(label),
             )
             blocks = rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         for task, block in zip(tasks, blocks, strict=True):
@@ -233,6 +247,13 @@ def _batches_of(task: Task, block: dict[str, NDArray[Any]], batch_size: int) -> 
 # --- scoring
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What a scorer says instead of a report, where trying again would not help."""
+
+    cause: str
+
+
 class _Isolated:
     """An actor: keeps a worker in a process of its own, which it replaces when an image brings it down."""
 
@@ -241,7 +262,15 @@ class _Isolated:
 
     def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
         (chunk,) = work.to_pylist()
-        return {"result": [self._worker(manifest.Chunk(**chunk))]}
+        return {"result": [_or_failure(self._worker, manifest.Chunk(**chunk))]}
+
+
+def _or_failure(function: Callable[[T], Any], work: T) -> Any:
+    # Not raised: Ray Data could not tell it from the loss of a node, of which a run must not die.
+    try:
+        return function(work)
+    except Exception as error:
+        return Failure(cause_of(error))
 
 
 class LoadAndScore(_Isolated):
@@ -264,39 +293,67 @@ class Score:
     def __init__(self, spec: ScorerSpec):
         self._scorer = DeviceScorer(spec)
 
-    def __call__(self, work: dict[str, NDArray[Any]]) -> dict[str, list[Report]]:
+    def __call__(self, work: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
         """One chunk."""
-        return {"result": [self._scorer(work["result"][0])]}
+        loaded = work["result"][0]
+        return {"result": [loaded if isinstance(loaded, Failure) else _or_failure(self._scorer, loaded)]}
 
 
-def scored_chunks(chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement) -> Generator[Report]:
-    """Have pools of actors score chunks of a manifest; yields what they say of each, as they are done.
+def scoring_dataset(
+    chunks: Sequence[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement
+) -> ray.data.Dataset:
+    """Chunks of a manifest, scored by pools of actors when it is read.
 
     The chunks are blocks of their own, so that all actors work; the actor that scores a chunk writes its file itself,
-    so that no prediction travels between processes, and on CPUs no pixel does.
-
-    Raises:
-        JobError: an actor failed, not through an image: the storage of the output, or the memory.
+    so that no prediction travels between processes, and on CPUs no pixel does. Actors that are lost are started again
+    wherever there is room. A chunk that was with one of them is left out: it must not wait for a node that may never
+    come back.
     """
 
     def pool(number: int) -> ActorPoolStrategy:
         return ActorPoolStrategy(size=min(number, len(chunks)))
 
-    common: dict[str, Any] = {"fn_constructor_kwargs": {"spec": spec}, "batch_size": None}
-    with DataContext.current(context()):
-        work = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in chunks])
+    gc.collect()  # an earlier dataset's actors live, and hold their CPUs, until the garbage that names them is gone
+    common: dict[str, Any] = {"fn_constructor_kwargs": {"spec": spec}, "max_task_retries": 0}
+    without_lost_chunks = context()
+    without_lost_chunks.max_errored_blocks = -1
+    with DataContext.current(without_lost_chunks), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)  # max_task_retries has no other place yet
+        # Not from_arrow, which has tasks look at its blocks.
+        work = ray.data.from_items([asdict(chunk) for chunk in chunks], override_num_blocks=len(chunks))
         actors = {**common, "compute": pool(placement.num_actors), "num_cpus": placement.cpus_per_actor}
-        if placement.num_loaders:
-            loaders = {**common, "compute": pool(placement.num_loaders), "num_cpus": placement.cpus_per_loader}
-            loaded = work.map_batches(Load, batch_format="pyarrow", **loaders)
-            gpus = 1 if placement.use_gpu else 0
-            done = loaded.map_batches(Score, batch_format="numpy", num_gpus=gpus, **actors)
-        else:
-            done = work.map_batches(LoadAndScore, batch_format="pyarrow", **actors)
+        if not placement.num_loaders:
+            return work.map_batches(LoadAndScore, batch_size=None, batch_format="pyarrow", **actors)
+        loaded = work.map_batches(
+            Load,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=pool(placement.num_loaders),
+            num_cpus=placement.cpus_per_loader,
+            label_selector=dict(placement.loader_label),
+            **common,
+        )
+        gpus = 1 if placement.use_gpu else 0
+        # A GPU needs a batch size; a block is one chunk.
+        return loaded.map_batches(Score, batch_size=1, batch_format="numpy", num_gpus=gpus, **actors)
+
+
+def reports_of(dataset: ray.data.Dataset) -> Generator[Report]:
+    """What the scorers say of each chunk, as they are done; nothing of chunks that were lost with a scorer.
+
+    Raises:
+        JobError: a scorer failed, not through an image: the storage of the output, or the memory.
+    """
+
+    def failed(cause: str) -> JobError:
+        return JobError(f"a scorer failed: {cause}; what is written stays, and --resume goes on from there")
+
     try:
-        for row in done.iter_rows():
+        for row in dataset.iter_rows():
+            if isinstance(row["result"], Failure):
+                raise failed(row["result"].cause)
             yield row["result"]
+    except ray.exceptions.ObjectLostError:
+        return  # a node took the reports of its chunks along
     except ray.exceptions.RayError as error:
-        raise JobError(
-            f"a scorer failed: {cause_of(error)}; what is written stays, and --resume goes on from there"
-        ) from error
+        raise failed(cause_of(error)) from error

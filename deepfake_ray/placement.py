@@ -1,10 +1,22 @@
 """The cluster's resources -> workers, actors and CPUs for each stage. Pure arithmetic; knows no Ray."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from deepfake_ray.errors import UserError
+
+DATA_LABEL: Mapping[str, str] = {"deepfake-ray/work": "data"}
+"""The label of nodes that fetch and decode for GPUs. Where no node has it, all of them do."""
+
+
+class ClusterTooSmallError(UserError):
+    """The nodes that are there do not suffice."""
+
+    def __init__(self, message: str, bundles: Sequence[Mapping[str, float]]):
+        super().__init__(message)
+        self.bundles = bundles
+        """What an autoscaler is to be asked for: resources, each on one node."""
 
 
 @dataclass(frozen=True)
@@ -13,6 +25,8 @@ class Node:
 
     num_cpus: float
     num_gpus: float = 0.0
+    has_data_label: bool = False
+    """Whether it has `DATA_LABEL`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +43,8 @@ class TrainingPlacement:
     the gaps."""
     data_cpus_per_worker: float
     """CPUs that the data tasks of one worker may hold at a time."""
+    data_label: Mapping[str, str] = field(default_factory=dict)
+    """Which nodes the data tasks keep to; empty: any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +60,31 @@ class ScoringPlacement:
     cpus_per_actor: float
     num_loaders: int = 0
     cpus_per_loader: float = 1.0
+    loader_label: Mapping[str, str] = field(default_factory=dict)
+    """Which nodes the loaders keep to; empty: any."""
 
 
 def _use_gpu(nodes: Sequence[Node], use_gpu: str) -> bool:
+    if not nodes:
+        bundle = {"CPU": 1.0, "GPU": 1.0} if use_gpu == "yes" else {"CPU": 1.0}
+        raise ClusterTooSmallError("A job needs a node with CPUs: the cluster has none; add one.", [bundle])
     has_gpu = any(node.num_gpus >= 1 for node in nodes)
     if use_gpu == "yes" and not has_gpu:
-        raise UserError("use-gpu yes needs a GPU in the cluster: there is none; use --use-gpu auto.")
+        message = "use-gpu yes needs a GPU in the cluster: there is none; use --use-gpu auto."
+        raise ClusterTooSmallError(message, [{"GPU": 1.0}])
     return has_gpu and use_gpu != "no"
+
+
+def _data_nodes(nodes: Sequence[Node]) -> tuple[Sequence[Node], Mapping[str, str]]:
+    """The nodes that fetch and decode for GPUs, and the label that data tasks ask for."""
+    labelled = [node for node in nodes if node.has_data_label]
+    return (labelled, DATA_LABEL) if labelled else (nodes, {})
+
+
+def plan_reading(nodes: Sequence[Node]) -> tuple[float, Mapping[str, str]]:
+    """CPUs for tasks that read files while nothing else runs, and the label of the nodes that they keep to."""
+    data_nodes, label = _data_nodes(nodes)
+    return sum(node.num_cpus for node in data_nodes), label
 
 
 DATA_SHARE = 0.25
@@ -69,7 +103,8 @@ def plan_training(nodes: Sequence[Node], workers: tuple[int, int] | None, use_gp
         use_gpu: auto, yes or no.
 
     Raises:
-        UserError: more workers than the cluster can hold.
+        ClusterTooSmallError: more workers than the cluster can hold.
+        UserError: more than a CPU node can hold.
     """
     if _use_gpu(nodes, use_gpu):
         return _plan_gpu_training(nodes, workers)
@@ -102,17 +137,22 @@ def _plan_gpu_training(nodes: Sequence[Node], workers: tuple[int, int] | None) -
     slots = sum(int(node.num_gpus) for node in hosts)
     least, most = workers or (slots, slots)
     if least > slots:
-        raise UserError(f"num-workers must not exceed the GPUs: got {least}, the cluster has {slots}; lower it.")
+        message = f"num-workers must not exceed the GPUs: got {least}, the cluster has {slots}; lower it."
+        raise ClusterTooSmallError(message, [{"GPU": 1.0}] * least)
     now = min(most, slots)
     per_node = max(int(node.num_gpus) for node in hosts)
     cpus = min(CPUS_PER_GPU_WORKER, min(node.num_cpus / node.num_gpus for node in hosts) / 2)
+    data_nodes, label = _data_nodes(nodes)
+    workers_there = min(now, sum(int(node.num_gpus) for node in data_nodes))
+    data_cpus = sum(node.num_cpus for node in data_nodes) - workers_there * cpus
     return TrainingPlacement(
         num_workers=most,
         min_workers=least,
         use_gpu=True,
         cpus_per_worker=cpus,
         torch_threads=max(1, int(min(node.num_cpus for node in hosts)) // per_node),
-        data_cpus_per_worker=_floor((sum(node.num_cpus for node in nodes) - now * cpus) / now),
+        data_cpus_per_worker=_floor(data_cpus / now),
+        data_label=label,
     )
 
 
@@ -133,27 +173,34 @@ def plan_scoring(nodes: Sequence[Node], num_workers: int | None, use_gpu: str) -
         use_gpu: auto, yes or no.
 
     Raises:
-        UserError: more actors than the cluster can hold.
+        ClusterTooSmallError: more actors than the cluster can hold.
     """
     if not _use_gpu(nodes, use_gpu):
         slots = sum(int(node.num_cpus) for node in nodes) or 1
-        actors = _that_fit(num_workers, slots, "CPUs")
+        actors = _that_fit(num_workers, slots, "CPU")
         cpus = _floor(min(1.0, *(node.num_cpus for node in nodes)))
         return ScoringPlacement(use_gpu=False, num_actors=actors, cpus_per_actor=cpus)
     hosts = [node for node in nodes if node.num_gpus >= 1]
-    actors = _that_fit(num_workers, sum(int(node.num_gpus) for node in hosts), "GPUs")
+    actors = _that_fit(num_workers, sum(int(node.num_gpus) for node in hosts), "GPU")
     cpus = _floor(min(CPUS_PER_GPU_WORKER, min(node.num_cpus / int(node.num_gpus) for node in hosts) / 2))
-    left = [node.num_cpus - int(node.num_gpus) * cpus for node in nodes]
+    data_nodes, label = _data_nodes(nodes)
+    left = [node.num_cpus - int(node.num_gpus) * cpus for node in data_nodes]
     loaders, each = sum(int(cpus_left) for cpus_left in left), 1.0
     if not loaders:  # small nodes: a part of a CPU on each
         each = _floor(min(cpus_left for cpus_left in left if cpus_left > 0))
         loaders = len(left)
     return ScoringPlacement(
-        use_gpu=True, num_actors=actors, cpus_per_actor=cpus, num_loaders=loaders, cpus_per_loader=each
+        use_gpu=True,
+        num_actors=actors,
+        cpus_per_actor=cpus,
+        num_loaders=loaders,
+        cpus_per_loader=each,
+        loader_label=label,
     )
 
 
 def _that_fit(asked: int | None, slots: int, kind: str) -> int:
     if asked is not None and asked > slots:
-        raise UserError(f"num-workers must not exceed the {kind}: got {asked}, the cluster has {slots}; lower it.")
+        message = f"num-workers must not exceed the {kind}s: got {asked}, the cluster has {slots}; lower it."
+        raise ClusterTooSmallError(message, [{kind: 1.0}] * asked)
     return asked or slots

@@ -8,7 +8,7 @@ that is scored twice (a lost worker, a killed driver) overwrites itself, and wha
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from math import ceil
 from typing import Any
@@ -18,16 +18,18 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from deepfake_ray import bundle, known, manifest, schema, storage
+from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
 from deepfake_ray.errors import OF_THE_STORAGE, JobError, UserError
 from deepfake_ray.images import CROP, Limits, Preparation
 from deepfake_ray.listing import Pick
+from deepfake_ray.monitoring import RunMetrics
 from deepfake_ray.parts import CHUNKS, Layout
-from deepfake_ray.pipeline import scored_chunks
-from deepfake_ray.placement import ScoringPlacement, plan_scoring
+from deepfake_ray.pipeline import reports_of, scoring_dataset
+from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.progress import Progress, duration, say
-from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, Report, ScorerSpec
-from deepfake_ray.session import check_places, cluster_nodes
+from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, STAGES, Report, ScorerSpec
+from deepfake_ray.session import Patience, check_places
 
 RUN, MANIFEST = "run.json", "manifest"
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 16
@@ -89,8 +91,12 @@ def score_manifest(
         require_same_run({"model_id": run["model_id"], **run["config"]}, now)
     elif not config.resume:
         storage.require_new_output(output, resumable=True)
+
+    def plan(nodes: Sequence[Node]) -> ScoringPlacement:
+        return plan_scoring(nodes, config.num_workers, config.use_gpu)
+
+    placement = planned(plan)
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
-    placement = plan_scoring(cluster_nodes(), config.num_workers, config.use_gpu)
     if not resuming:
         run = _begin(config, model, placement, pages, max(1, len(degradations)))
     manifest_uri = storage.join(output, MANIFEST)
@@ -116,7 +122,9 @@ def score_manifest(
     if resuming:
         num_left = sum(chunk.num_rows for chunk in left)
         say(f"resuming: {run['num_images'] - num_left:,} of {run['num_images']:,} images are scored already")
-    this_run = _run(left, spec, placement, layout) if left else {"images_per_s": None, "num_known": 0}
+    this_run = _Run(spec, layout, plan).score(left, placement) if left else {"images_per_s": None, "num_known": 0}
+    if not config.profile:
+        this_run.pop("profile", None)
     layout.finish()
     counts = _count(layout.predictions, run["num_images"] * max(1, len(degradations)))
     wall_s = time.monotonic() - started
@@ -211,22 +219,76 @@ def _sizes(
     return batch_size, max(1, round(wanted / batch_size)) * batch_size
 
 
-def _run(chunks: list[manifest.Chunk], spec: ScorerSpec, placement: ScoringPlacement, layout: Layout) -> dict[str, Any]:
-    """Score the chunks; returns images/s, from the first batch to the last write, and how many were known."""
-    started_at, ended_at = float("inf"), 0.0
-    num_known = 0
-    watch = _ErrorWatch(spec.max_error_share)
-    with (
-        Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress,
-        closing(scored_chunks(chunks, spec, placement)) as reports,  # or Ray Data's threads outlive a failure
-    ):
-        for report in reports:
-            started_at, ended_at = min(started_at, report.started_at), max(ended_at, report.ended_at)
-            num_known += report.num_known
-            watch.add(report)
-            layout.written(report.index)
-            progress.update(watch.done, watch.errors.total())
-    return {"images_per_s": watch.done / max(ended_at - started_at, 1e-9), "num_known": num_known}
+class _Run:
+    """The scoring of the chunks that are left, by one driver."""
+
+    def __init__(self, spec: ScorerSpec, layout: Layout, plan: Callable[[Sequence[Node]], ScoringPlacement]):
+        self._spec, self._layout, self._plan = spec, layout, plan
+        self._watch = _ErrorWatch(spec.max_error_share)
+        self._metrics = RunMetrics("score", spec.run_id)
+        self._started_at, self._ended_at = float("inf"), 0.0
+        self._num_known = 0
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._stats: list[str] = []
+
+    def score(self, chunks: list[manifest.Chunk], placement: ScoringPlacement) -> dict[str, Any]:
+        """Score the chunks, however many nodes are lost meanwhile; returns the part of `run.json` about this driver."""
+        with (
+            Patience("score") as self._patience,
+            Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress,
+        ):
+            while chunks:
+                left = self._round(chunks, placement, progress)
+                if len(left) == len(chunks):
+                    raise JobError(
+                        f"all scorers were lost, and {len(left):,} chunks with them; see `ray status` and the logs of "
+                        "their nodes. What is written stays, and --resume goes on from there."
+                    )
+                chunks = left
+                if chunks:
+                    say(f"score: {len(chunks):,} chunks were lost with the node or process that held them: once more")
+                    placement = planned(self._plan)
+        return {
+            "images_per_s": self._images_per_s(),
+            "num_known": self._num_known,
+            "profile": {"stages": _stages(self._seconds), "ray_data": self._stats},
+        }
+
+    def _round(
+        self, chunks: list[manifest.Chunk], placement: ScoringPlacement, progress: Progress
+    ) -> list[manifest.Chunk]:
+        """Have each chunk scored; returns those that were lost on the way."""
+        dataset = scoring_dataset(chunks, self._spec, placement)
+        left = {chunk.index: chunk for chunk in chunks}
+        with closing(reports_of(dataset)) as reports:  # or Ray Data's threads outlive a failure
+            for report in reports:
+                self._patience.begun()
+                del left[report.index]
+                self._count(report)
+                progress.update(self._watch.done, self._watch.errors.total())
+        self._stats.append(dataset.stats())
+        return list(left.values())
+
+    def _count(self, report: Report) -> None:
+        self._started_at = min(self._started_at, report.started_at)
+        self._ended_at = max(self._ended_at, report.ended_at)
+        self._num_known += report.num_known
+        for stage, seconds in report.seconds.items():
+            self._seconds[stage] += seconds
+        self._watch.add(report)
+        self._layout.written(report.index)
+        self._metrics.update(self._watch.done, self._watch.errors)
+
+    def _images_per_s(self) -> float:
+        """From the first batch to the last write."""
+        return self._watch.done / max(self._ended_at - self._started_at, 1e-9)
+
+
+def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    total = sum(seconds.values()) or 1.0
+    return [
+        {"stage": stage, "seconds": round(took, 3), "share": round(took / total, 4)} for stage, took in seconds.items()
+    ]
 
 
 class _ErrorWatch:

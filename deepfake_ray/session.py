@@ -3,15 +3,19 @@
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import ray
 
 from deepfake_ray import storage
 from deepfake_ray.errors import UserError
-from deepfake_ray.placement import Node
+from deepfake_ray.placement import DATA_LABEL, Node
+from deepfake_ray.progress import say
 
-NOISY_LOGGERS = ("ray.data", "ray.train", "ray.tune")
+QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}
+"""Ray Data logs the loss of a node as an error, with its traceback; what ends a run is raised as well."""
 
 
 @contextlib.contextmanager
@@ -21,8 +25,8 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         yield
         return
     level = logging.INFO if verbose else logging.ERROR
-    for name in NOISY_LOGGERS:
-        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.ERROR)
+    for name, quiet in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(logging.INFO if verbose else quiet)
     # "local" rather than None: a cluster that died here earlier leaves a file behind that None would follow.
     address = None if os.environ.get("RAY_ADDRESS") else "local"
     if address and not verbose:
@@ -32,6 +36,9 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
     if address:
         # Ray's own processes, and the driver, would else take the CPU from a worker in the middle of its step.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # Processes beyond one a CPU are ended after a second without a task, and training has a task each second or
+        # two: starting them over and over took a third of the CPU time.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     ray.init(
         address=address,
         logging_level=level,
@@ -44,14 +51,57 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+HEAD = "node:__internal_head__"
+
+
 def cluster_nodes() -> list[Node]:
-    """The alive nodes that offer CPUs or GPUs."""
-    nodes = [
-        Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+    """The alive nodes that offer CPUs."""
+    return [
+        Node(
+            node["Resources"]["CPU"],
+            node["Resources"].get("GPU", 0.0),
+            has_data_label=DATA_LABEL.items() <= node["Labels"].items(),
+        )
         for node in ray.nodes()
-        if node["Alive"] and (resources := node["Resources"])
+        if node["Alive"] and node["Resources"].get("CPU")
     ]
-    return [node for node in nodes if node.num_cpus > 0]
+
+
+def off_the_head() -> dict[str, str]:
+    """A label selector for tasks that ask for no CPU: not on a head that offers none."""
+    for node in ray.nodes():
+        if node["Alive"] and HEAD in node["Resources"] and not node["Resources"].get("CPU"):
+            return {"ray.io/node-id": f"!{node['NodeID']}"}
+    return {}
+
+
+class Patience:
+    """A context manager that says, every half minute until work has begun, that it has not, and what is free."""
+
+    def __init__(self, stage: str, *, interval_s: float = 30.0):
+        self._stage, self._interval_s = stage, interval_s
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._wait, name="patience", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.begun()
+        self._thread.join()
+
+    def begun(self) -> None:
+        """Say no more."""
+        self._over.set()
+
+    def _wait(self) -> None:
+        while not self._over.wait(self._interval_s):
+            free, total = ray.available_resources(), ray.cluster_resources()
+            resources = ", ".join(
+                f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s are free" for kind in ("CPU", "GPU") if kind in total
+            )
+            say(f"{self._stage}: no result yet ({resources}); what other jobs hold is waited for")
 
 
 def cause_of(error: BaseException) -> str:
@@ -75,7 +125,7 @@ def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) ->
                     f"On a cluster of several nodes each path must be reachable from all: {place} is local; use a "
                     "URI such as s3://..., or add --shared-storage if all nodes mount it."
                 )
-    problem = ray.get(_probe.options(num_cpus=0).remote(list(inputs), output))
+    problem = ray.get(_probe.options(num_cpus=0, label_selector=off_the_head()).remote(list(inputs), output))
     if problem:
         raise UserError(problem)
 

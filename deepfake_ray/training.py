@@ -18,6 +18,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deepfake_ray import __version__, audit, bundle, fingerprints, manifest, metrics, models, schema, storage, weights
+from deepfake_ray.autoscaling import planned
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
@@ -28,7 +29,7 @@ from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import TrainingTables, image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.progress import duration, say
-from deepfake_ray.session import check_places, cluster_nodes
+from deepfake_ray.session import check_places
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import Board, LoopSpec, train_loop
 from deepfake_ray.watching import Watcher
@@ -58,18 +59,17 @@ def train(config: TrainConfig) -> bundle.Spec:
     if not resuming:
         storage.require_new_output(output, resumable=True)
     images = labelled(config)
-    check_places([config.data], output, shared_storage=config.shared_storage)
     findings = _look_at_data(images)
-    placement = plan_training(cluster_nodes(), config.worker_range(), config.use_gpu)
+    placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
+    check_places([config.data], output, shared_storage=config.shared_storage)
     settings = _resolve(config, images, placement)
     state = weights.initial_state(config.arch, settings["weights"], config.seed)
     if resuming:
         # The order of rows and the batch-norm statistics depend on the number of workers.
         require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
     else:
-        cpus = sum(node.num_cpus for node in cluster_nodes())
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-        facts = image_facts(images.table["uri"], limits, cpus)
+        facts = image_facts(images.table["uri"], limits)
         of_files = _look_at_files(images, facts, config)
         findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
         for warning in findings["warnings"]:

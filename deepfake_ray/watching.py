@@ -10,7 +10,9 @@ from tensorboardX import SummaryWriter
 
 from deepfake_ray import figures, storage
 from deepfake_ray.history import HistoryRow
+from deepfake_ray.monitoring import RunMetrics
 from deepfake_ray.progress import Progress, say
+from deepfake_ray.session import Patience
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec
 
@@ -40,8 +42,10 @@ class Watcher:
         with (
             tempfile.TemporaryDirectory() as folder,
             SummaryWriter(folder) as events,
+            Patience("train") as patience,
             Progress("train", total) as progress,
         ):
+            metrics = RunMetrics("train", self._output)
             while True:
                 stopping = self._stop.wait(0.5)
                 try:
@@ -49,6 +53,8 @@ class Watcher:
                 except ray.exceptions.RayError:
                     return
                 if now:
+                    patience.begun()
+                    metrics.update(now["done"], {"unreadable": now["num_errors"]})
                     note = f"epoch {int(now['epoch']) + 1}/{self._spec.config.epochs}"
                     progress.update(now["done"], now["num_errors"], note)
                 if len(history) > self._num_written:

@@ -5,6 +5,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+# As the jobs do where they start Ray: else tests spend their time starting processes.
+os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+# A lost node is noticed after some seconds, not after half a minute.
+os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"})
+# All clusters of the tests ask for this token, and all jobs have it.
+os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})
 sys.path.insert(0, str(Path(__file__).parent))
 
 

@@ -44,20 +44,41 @@ def kill_when(process, condition):
     process.wait()
 
 
-def processes_named(title, below=None):
-    """Ids of the processes whose title begins so; only those that descend from a process, if one is given."""
-    parents, found = {}, []
+def _parents():
+    parents = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                if file.read().startswith(title.encode()):
-                    found.append(int(pid))
-            with open(f"/proc/{pid}/stat") as file:
-                parents[int(pid)] = int(file.read().rsplit(")", 1)[1].split()[1])
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            parents[int(pid)] = int(file.read().rsplit(")", 1)[1].split()[1])
+    return parents
+
+
+def descendants(ancestor):
+    """Ids of the processes that descend from a process."""
+    parents = _parents()
 
     def descends(pid):
-        while pid in parents and pid != below:
+        while pid in parents and pid != ancestor:
             pid = parents[pid]
-        return pid == below
+        return pid == ancestor
 
-    return [pid for pid in found if below is None or descends(pid)]
+    return [pid for pid in parents if pid != ancestor and descends(pid)]
+
+
+def processes_named(title, below=1):
+    """Ids of the processes below another whose title begins so."""
+    found = []
+    for pid in descendants(below):
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if file.read().startswith(title.encode()):
+                found.append(pid)
+    return found
+
+
+def scorer_processes():
+    """(pid of the Ray worker, pid of the process it scores in)."""
+    found, parents = [], _parents()
+    for pid, parent in parents.items():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            if b"_serve(" in file.read():
+                found.append((parent, pid))
+    return found

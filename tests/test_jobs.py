@@ -1,6 +1,5 @@
 """The jobs on one local Ray of 2 CPUs."""
 
-import contextlib
 import csv
 import io
 import json
@@ -15,7 +14,6 @@ import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import hostile
 import numpy as np
@@ -25,7 +23,7 @@ import pytest
 from chunks import scorer_spec
 from conftest import ROOT
 from PIL import Image
-from processes import kill_when, run_job, start_job
+from processes import kill_when, run_job, scorer_processes, start_job
 
 from deepfake_ray import schema
 from deepfake_ray.config import ScoreConfig, TrainConfig
@@ -105,7 +103,11 @@ def test_unreadable_training_images_are_counted_or_too_many(ray_2_cpus, sample_f
 
 def test_each_listed_image_has_one_row_and_scores_repeat(trained, sample_folder, tmp_path):
     images, model = sample_folder / "Test", trained / "model"
-    run = score(images=images, model=model, output=tmp_path / "a", batch_size=16)
+    run = score(images=images, model=model, output=tmp_path / "a", batch_size=16, profile=True)
+    assert [stage["stage"] for stage in run["profile"]["stages"]] == ["fetch", "decode", "forward", "write"]
+    assert all(stage["seconds"] > 0 for stage in run["profile"]["stages"])
+    assert sum(stage["share"] for stage in run["profile"]["stages"]) == pytest.approx(1, abs=1e-3)
+    assert "MapBatches(LoadAndScore)" in run["profile"]["ray_data"][0]
     first = read(tmp_path / "a")
     assert first.schema.equals(schema.PREDICTIONS, check_metadata=True)
     listed = sorted(str(path) for path in images.rglob("*.jpg"))
@@ -114,7 +116,7 @@ def test_each_listed_image_has_one_row_and_scores_repeat(trained, sample_folder,
     assert (run["num_images"], run["num_ok"], run["num_errors"], run["errors_by_code"]) == (80, 80, 0, {})
     assert run["images_per_s"] > 0
     assert set(first["true_label"].to_pylist()) == {None}  # scoring infers no label from a folder's name
-    score(images=images, model=model, output=tmp_path / "b", batch_size=16)
+    assert "profile" not in score(images=images, model=model, output=tmp_path / "b", batch_size=16)
     assert first["logit"] == read(tmp_path / "b")["logit"]
     score(images=images, model=model, output=tmp_path / "c", batch_size=7)
     other = read(tmp_path / "c")["p_fake"].to_numpy()
@@ -335,16 +337,6 @@ def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_pa
     assert {name: (cut / "predictions" / name).stat().st_mtime_ns for name in names} == before
 
 
-def scorer_processes():
-    """(pid of the Ray worker, pid of the process it scores in)."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if b"_serve(" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append((int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1]), int(pid)))
-    return found
-
-
 @pytest.mark.parametrize("victim", ["worker", "process"])
 def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim):
     """kill -9 of an actor, or of the process that it scores in, in mid-run; the run ends with every row."""
@@ -370,7 +362,7 @@ def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim):
 def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, tmp_path):
     """The pipeline of a GPU cluster, its one actor on a CPU here: the same rows as where each CPU does it all."""
     from deepfake_ray import manifest
-    from deepfake_ray.pipeline import scored_chunks
+    from deepfake_ray.pipeline import reports_of, scoring_dataset
     from deepfake_ray.placement import ScoringPlacement
     from deepfake_ray.scorer import chunk_file
 
@@ -386,7 +378,7 @@ def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, t
     for name, placement in placements.items():
         (tmp_path / name).mkdir()
         spec = scorer_spec(untrained, tmp_path / name)
-        reports = list(scored_chunks(chunks, spec, placement))
+        reports = list(reports_of(scoring_dataset(chunks, spec, placement)))
         assert sorted(report.num_images for report in reports) == [1, 20, 20, 20, 20]
         assert sum(report.errors_by_code["not_found"] for report in reports) == 1
         files = [chunk_file(spec.chunks, chunk.index) for chunk in chunks]

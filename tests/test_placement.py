@@ -1,7 +1,14 @@
 import pytest
 
 from deepfake_ray.errors import UserError
-from deepfake_ray.placement import Node, plan_scoring, plan_training
+from deepfake_ray.placement import (
+    DATA_LABEL,
+    ClusterTooSmallError,
+    Node,
+    plan_reading,
+    plan_scoring,
+    plan_training,
+)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +94,41 @@ def test_on_gpus_the_other_cpus_decode(nodes, expected):
     assert (plan.num_actors, plan.cpus_per_actor, plan.num_loaders, plan.cpus_per_loader) == expected
 
 
+def test_labelled_nodes_alone_work_for_gpus():
+    """Two GPU nodes and a small CPU node with the label: nothing is decoded beside the GPUs."""
+    nodes = [Node(16, 2), Node(16, 2), Node(6, has_data_label=True)]
+    plan = plan_scoring(nodes, None, "auto")
+    assert (plan.num_actors, plan.num_loaders, plan.loader_label) == (4, 6, DATA_LABEL)
+    training = plan_training(nodes, None, "auto")
+    assert (training.num_workers, training.data_cpus_per_worker, training.data_label) == (4, 1, DATA_LABEL)
+    assert plan_reading(nodes) == (6, DATA_LABEL)
+    without = [Node(16, 2), Node(16, 2), Node(6)]
+    plan = plan_scoring(without, None, "auto")
+    assert (plan.num_loaders, plan.loader_label) == (14 + 14 + 6, {})
+    assert plan_training(without, None, "auto").data_label == {}
+    assert plan_reading(without) == (38, {})
+    # Where no GPU is used, every node computes, and decodes what it computes.
+    assert plan_scoring(nodes, None, "no").num_actors == 38
+    assert plan_training([Node(8, has_data_label=True), Node(8)], None, "no").data_label == {}
+
+
+@pytest.mark.parametrize(
+    ("plan", "bundles"),
+    [
+        (lambda: plan_scoring([], None, "auto"), [{"CPU": 1}]),
+        (lambda: plan_training([], None, "yes"), [{"CPU": 1, "GPU": 1}]),
+        (lambda: plan_scoring([Node(8)], 3, "yes"), [{"GPU": 1}]),
+        (lambda: plan_scoring([Node(8, 1)], 3, "yes"), [{"GPU": 1}] * 3),
+        (lambda: plan_training([Node(8, 1)], (2, 4), "auto"), [{"GPU": 1}] * 2),
+        (lambda: plan_scoring([Node(2)], 3, "no"), [{"CPU": 1}] * 3),
+    ],
+)
+def test_what_is_missing_can_be_asked_of_an_autoscaler(plan, bundles):
+    with pytest.raises(ClusterTooSmallError) as caught:
+        plan()
+    assert caught.value.bundles == bundles
+
+
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
@@ -97,6 +139,7 @@ def test_on_gpus_the_other_cpus_decode(nodes, expected):
         ),
         (lambda: plan_training([Node(8)], None, "yes"), "there is none; use --use-gpu auto"),
         (lambda: plan_scoring([Node(2)], 3, "auto"), "must not exceed the CPUs: got 3, the cluster has 2"),
+        (lambda: plan_scoring([], None, "auto"), "needs a node with CPUs: the cluster has none"),
     ],
 )
 def test_what_does_not_fit_is_said(plan, message):

@@ -1,0 +1,84 @@
+"""Nodes that are not there yet: what a job needs, asked of the cluster's autoscaler, and waited for."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import ray
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
+
+from deepfake_ray.placement import ClusterTooSmallError, Node
+from deepfake_ray.progress import say
+from deepfake_ray.session import cluster_nodes
+
+Plan = TypeVar("Plan")
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_LINES = 30.0
+SECONDS_TO_ANSWER = 30.0
+"""An autoscaler that has neither refused by then nor begun to start a node is not going to."""
+
+
+def planned(plan: Callable[[Sequence[Node]], Plan]) -> Plan:
+    """`plan(nodes)`, as soon as there are nodes enough.
+
+    Where the cluster has an autoscaler, it is asked for what is missing, and waited for, for as long as it takes: a
+    spot GPU may be hours away.
+
+    Raises:
+        ClusterTooSmallError: the nodes do not suffice, and no others will come.
+    """
+    try:
+        return plan(cluster_nodes())
+    except ClusterTooSmallError as error:
+        if not is_autoscaler_v2():  # without one, or with that of old, there is nobody to tell what will come
+            raise
+        with _asked_for(error.bundles):
+            return _wait(plan, error)
+
+
+def _wait(plan: Callable[[Sequence[Node]], Plan], error: ClusterTooSmallError) -> Plan:
+    started = last_line = time.monotonic()
+    say(f"waiting for the autoscaler: {error}")
+    while True:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        try:
+            return plan(cluster_nodes())
+        except ClusterTooSmallError as latest:
+            if latest.bundles != error.bundles:
+                request_resources(bundles=[dict(bundle) for bundle in latest.bundles])
+            error = latest
+        now = time.monotonic()
+        state = _state()
+        waited = f"{now - started:.0f} s"
+        if state.infeasible_cluster_resource_constraints:
+            raise ClusterTooSmallError(f"{error} Its autoscaler cannot add such nodes.", error.bundles)
+        starting = len(state.pending_instances) + sum(one.count for one in state.pending_instance_requests)
+        failed = [one.reason for one in state.failed_instance_requests]
+        if now - started >= SECONDS_TO_ANSWER and not starting and not failed:
+            message = f"{error} Its autoscaler was asked {waited} ago and is starting none; see `ray status`."
+            raise ClusterTooSmallError(message, error.bundles)
+        if now - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = now
+            why = f"; it could not: {failed[-1]}" if failed else ""
+            say(f"waiting for the autoscaler since {waited}, nodes that it is starting: {starting}{why}. {error}")
+
+
+@contextmanager
+def _asked_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+    request_resources(bundles=[dict(bundle) for bundle in bundles])
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])  # or these nodes would stay for ever
+
+
+def _state() -> AutoscalingState:
+    """What the autoscaler last said of itself."""
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status())
+    return reply.autoscaling_state
