@@ -193,6 +193,9 @@ class _ScoringConfig:
     max_error_share: float = 0.5
     """Stop early when more than this share of the images, after the first 1,000, cannot be read; or when the storage
     fails for more than this share of any 1,000 images that follow one another."""
+    compile: bool = False
+    """Compile the model for the machine first, which takes a minute or two and a C++ compiler: a ResNet50 is some .2
+    faster on a CPU, and its logits are the same to five digits."""
     profile: bool = False
     """Write into run.json where the time went: seconds and share of fetching, decoding, the model and writing, and
     Ray Data's statistics."""

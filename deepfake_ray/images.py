@@ -56,6 +56,16 @@ class Preparation:
     std: tuple[float, float, float] = IMAGENET_STD
     reencode: int | None = None
     """Afterwards the square goes through a JPEG of this quality, so that all images share its traces."""
+    decode_margin: int | None = None
+    """With `stretch`: JPEGs are decoded at the smallest of libjpeg's scales at which both sides are at least so many
+    times `image_size`, which for large ones is several times faster. None: at their full size."""
+
+    @property
+    def enough(self) -> int | None:
+        """Pixels that each side of a decoded image has to have at least; None: all that there are."""
+        if self.decode_margin is None or self.resize != STRETCH:
+            return None
+        return self.decode_margin * self.image_size
 
     def to_json(self) -> dict[str, Any]:
         """For model.json; what is None is left out."""
@@ -76,21 +86,14 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture and what its file said of it. `width` and `height` are those of the upright picture."""
+    """A picture and what its file said of it."""
 
     pixels: Pixels
     format: str
     jpeg_quality: int | None
-
-    @property
-    def width(self) -> int:
-        """Pixels across."""
-        return int(self.pixels.shape[1])
-
-    @property
-    def height(self) -> int:
-        """Pixels down."""
-        return int(self.pixels.shape[0])
+    width: int
+    height: int
+    """Of the upright picture at its full size, which `pixels` may be smaller than."""
 
 
 def sniff(data: bytes) -> str | None:
@@ -136,8 +139,14 @@ _PILLOW = {
 }
 
 
-def decode(data: bytes, limits: Limits) -> Decoded:
+def decode(data: bytes, limits: Limits, enough: int | None = None) -> Decoded:
     """Decode one encoded image.
+
+    Args:
+        data: the file.
+        limits: beyond which nothing is decoded.
+        enough: pixels that each side has to have at least; a JPEG may be decoded at a reduced scale then, never below
+            its own size. None: at its full size.
 
     Raises:
         ImageError: with one of the codes empty, too_large, not_an_image, unsupported_format, truncated,
@@ -152,8 +161,10 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         raise ImageError(ErrorCode.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}, like no known image format")
     try:
         if kind == "jpeg":
-            return Decoded(_decode_jpeg(data, limits), kind, jpeg_quality(data))
-        return Decoded(_decode_with_pillow(data, kind, limits), kind, None)
+            pixels, (width, height) = _decode_jpeg(data, limits, enough)
+            return Decoded(pixels, kind, jpeg_quality(data), width, height)
+        pixels = _decode_with_pillow(data, kind, limits)
+        return Decoded(pixels, kind, None, pixels.shape[1], pixels.shape[0])
     except ImageError:
         raise
     except MemoryError as error:
@@ -217,19 +228,25 @@ def header(data: bytes) -> Header | None:
 # --- JPEG
 
 
-def _decode_jpeg(data: bytes, limits: Limits) -> Pixels:
+def _decode_jpeg(data: bytes, limits: Limits, enough: int | None) -> tuple[Pixels, tuple[int, int]]:
+    """The pixels, and the width and height at full size."""
     height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     _check_pixels(width, height, limits)
+    sides = enough or 0  # 0: whatever they are
     # strict: libjpeg's warnings ("premature end of data segment") are errors. Pillow and torchvision fill what is
     # missing with grey when a cut file still has an end marker.
+    options = {"strict": True, "min_height": sides, "min_width": sides, "min_factor": 2 if enough else 1}
     if colorspace in ("CMYK", "YCCK"):
-        inks = simplejpeg.decode_jpeg(data, "CMYK", strict=True)
+        inks = simplejpeg.decode_jpeg(data, "CMYK", **options)
         pixels = _cmyk_to_rgb(inks, inverted=data.find(b"Adobe", 0, _HEADER_BYTES) >= 0)
     else:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        pixels = simplejpeg.decode_jpeg(data, "RGB", **options)
     if data.find(b"Exif\x00\x00", 0, _HEADER_BYTES) >= 0:
-        pixels = _upright(pixels, _exif_orientation(data))
-    return pixels
+        orientation = _exif_orientation(data)
+        pixels = _upright(pixels, orientation)
+        if orientation in _SIDEWAYS:
+            width, height = height, width
+    return pixels, (width, height)
 
 
 _HEADER_BYTES = 1 << 16
@@ -253,9 +270,12 @@ def _exif_orientation(data: bytes) -> int:
         return 1
 
 
+_SIDEWAYS = (5, 6, 7, 8)
+
+
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
     """Undo an EXIF orientation."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _SIDEWAYS:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]

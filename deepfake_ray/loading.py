@@ -119,7 +119,8 @@ class Loader:
         if known is not None:
             return known
         try:
-            image = decode(data, self.limits)
+            # What happens to an image on its way happens to all of it.
+            image = decode(data, self.limits, None if self.degradations else self.preparation.enough)
         except ImageError as error:
             return Loaded(error=error, sha256=sha256, num_bytes=len(data))
         return Loaded(

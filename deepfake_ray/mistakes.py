@@ -68,7 +68,8 @@ def _pictures(rows: Sequence[dict[str, Any]], model: str, limits: Limits) -> Ite
     preparation = bundle.load_spec(model).preparation
     for row in rows:
         try:
-            image = prepare(decode(fetch(row["uri"], limits.max_bytes), limits).pixels, preparation)
+            decoded = decode(fetch(row["uri"], limits.max_bytes), limits, preparation.enough)
+            image = prepare(decoded.pixels, preparation)
         except ImageError:
             yield Mistake(**row, picture=b"", explained=False)
             continue

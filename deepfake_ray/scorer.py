@@ -42,6 +42,7 @@ class ScorerSpec:
     batch_size: int
     num_crops: int
     precision: str
+    compile: bool = False
     limits: Limits
     image_timeout_s: float
     max_error_share: float
@@ -207,7 +208,7 @@ class _Forward:
         from deepfake_ray.inference import Predictor  # imports torch, which the driver does without
 
         self._spec = spec
-        self._predictor = Predictor(spec.model, device=spec.device, precision=spec.precision)
+        self._predictor = Predictor(spec.model, device=spec.device, precision=spec.precision, compiled=spec.compile)
         self._stopwatch = Stopwatch()
 
     def batch(self) -> "_Batch":

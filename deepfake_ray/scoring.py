@@ -110,6 +110,7 @@ def score_manifest(
         batch_size=run["batch_size"],
         num_crops=config.crops,
         precision=config.precision,
+        compile=config.compile,
         limits=Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
         image_timeout_s=config.image_timeout_s,
         max_error_share=config.max_error_share,

@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
+DECODE_MARGIN = 2
+"""Twice the model's side is decoded of large JPEGs at least, so that what is left to resize is antialiased as ever."""
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
 
@@ -91,7 +93,10 @@ def train(config: TrainConfig) -> bundle.Spec:
         say(f"weights in the loss: real {class_weights[schema.REAL]:.3f}, fake {class_weights[schema.FAKE]:.3f}")
     resize = STRETCH if config.recipe == "baseline" else CROP
     preparation = Preparation(
-        image_size=settings["image_size"], resize=resize, reencode=REENCODED_QUALITY if config.reencode else None
+        image_size=settings["image_size"],
+        resize=resize,
+        reencode=REENCODED_QUALITY if config.reencode else None,
+        decode_margin=DECODE_MARGIN if resize == STRETCH else None,
     )
     spec = LoopSpec(
         config=config,
@@ -217,7 +222,8 @@ def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:
     sides, problem = [], ""
     for uri in uris:
         try:
-            sides.append(min(decode(fetch(uri, limits.max_bytes), limits).pixels.shape[:2]))
+            image = decode(fetch(uri, limits.max_bytes), limits)
+            sides.append(min(image.width, image.height))
         except ImageError as error:
             problem = f"{uri}: {error}"
     if not sides:

@@ -117,6 +117,55 @@ def test_exif_orientation(kind, orientation, upright):
     close(decode(encode(rgb(), kind, exif=exif, **options), LIMITS).pixels, upright(PICTURE), 3)
 
 
+LARGE = np.ascontiguousarray(np.kron(PICTURE, np.ones((10, 10, 1), np.uint8)))  # 640 x 480
+
+
+@pytest.mark.parametrize(
+    ("enough", "shape"),
+    [
+        (None, (480, 640)),
+        (60, (60, 80)),  # an eighth
+        (61, (120, 160)),  # a quarter: libjpeg has the scales 1/8, 2/8 ...
+        (100, (120, 160)),
+        (241, (480, 640)),  # less than half is no gain
+        (10_000, (480, 640)),
+    ],
+)
+def test_a_large_jpeg_is_decoded_as_far_as_needed(enough, shape):
+    image = decode(encode(Image.fromarray(LARGE), "JPEG", quality=95), LIMITS, enough)
+    assert image.pixels.shape == (*shape, 3)
+    assert (image.width, image.height) == (640, 480)
+    whole = decode(encode(Image.fromarray(LARGE), "JPEG", quality=95), LIMITS).pixels
+    preparation = Preparation(image_size=32)
+    close(prepare(image.pixels, preparation), prepare(whole, preparation), 1.5)
+
+
+def test_a_sideways_jpeg_keeps_its_sides_when_it_is_reduced():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = decode(encode(Image.fromarray(LARGE), "JPEG", quality=95, exif=exif), LIMITS, 60)
+    assert image.pixels.shape == (80, 60, 3)
+    assert (image.width, image.height) == (480, 640)
+    small = np.asarray(Image.fromarray(np.rot90(LARGE, -1)).resize((60, 80), Image.Resampling.BOX))
+    close(image.pixels, small, 3)
+
+
+def test_a_cut_jpeg_is_truncated_at_any_scale():
+    data = encode(Image.fromarray(LARGE), "JPEG", quality=95)
+    for cut in (data[: len(data) // 2], data[: len(data) // 2] + b"\xff\xd9"):
+        with pytest.raises(ImageError) as caught:
+            decode(cut, LIMITS, 60)
+        assert caught.value.code is ErrorCode.TRUNCATED
+
+
+def test_how_far_a_preparation_needs_a_jpeg():
+    assert Preparation(image_size=32).enough is None
+    assert Preparation(image_size=32, decode_margin=2).enough == 64
+    assert Preparation(image_size=32, decode_margin=2, resize=CROP).enough is None
+    assert Preparation.from_json(Preparation(image_size=32, decode_margin=2).to_json()).decode_margin == 2
+    assert "decode_margin" not in Preparation(image_size=32).to_json()  # a bundle from before keeps its id
+
+
 def test_damaged_exif_does_not_cost_the_picture():
     data = encode(rgb(), "JPEG", quality=95, exif=b"Exif\x00\x00garbage")
     close(decode(data, LIMITS).pixels, PICTURE, 3)

@@ -399,6 +399,19 @@ def test_all_actors_work(trained, sample_folder, tmp_path):
     assert run["num_images"] == 400
 
 
+def test_a_job_that_has_to_wait_says_what_is_free(ray_2_cpus, capsys):
+    from deepfake_ray.session import Patience
+
+    with Patience("score", interval_s=0.05) as patience:
+        time.sleep(0.5)
+        patience.begun()
+        time.sleep(0.1)
+        said = capsys.readouterr().err
+        time.sleep(0.2)
+    assert re.search(r"score: no result yet \([\d.]+ of 2 CPUs are free\); what other jobs hold is waited for", said)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_mistake_exits_with_2_and_one_clear_line(ray_2_cpus, tmp_path):
     (tmp_path / "Real").mkdir()
     Image.new("RGB", (32, 32)).save(tmp_path / "Real" / "a.png")

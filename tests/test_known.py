@@ -100,7 +100,7 @@ def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monke
     from deepfake_ray import loading
 
     decode = loading.decode
-    monkeypatch.setattr(loading, "decode", lambda data, limits: decoded.append(data) or decode(data, limits))
+    monkeypatch.setattr(loading, "decode", lambda data, *more: decoded.append(data) or decode(data, *more))
     spec = scorer_spec(untrained, tmp_path, known=file)
     report = ChunkScorer(spec)(chunks[0], Items(lambda _: nullcontext()))
     assert (report.num_images, report.num_known, dict(report.errors_by_code)) == (6, 5, {})

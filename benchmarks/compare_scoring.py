@@ -1,0 +1,223 @@
+"""Scoring against its peers: one after the other, several rounds, over the same images with the same weights and
+precision, each peer with the best of some settings. images/s are counted from the first finished batch to the last one
+(this project's own, from run.json, from the first batch's start to the last write); memory is the proportional set size
+of all its processes; start-up is the time from the command to the first finished batch.
+
+    python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
+
+writes NAME.md (the table), NAME.csv (each run) and NAME.png. Needs pip install -e '.[bench]'.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import simplejpeg
+from PIL import Image
+from score_throughput import make_bundle
+
+ROOT = Path(__file__).parents[1]
+OURS, COMPILED, LIMIT = "this project", "this project, --compile", "limit"
+PEERS = {"DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", "Daft": "daft_udf"}
+SETTINGS = [(16, 2, 1), (64, 2, 1), (16, 1, 2)]
+"""Batch size, processes, torch's threads in each that computes."""
+SECONDS = 15.0
+"""That a run is to take, once it runs."""
+
+
+def large_jpegs(faces, folder, number):
+    """12 megapixels: faces enlarged, with a camera's noise."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, path in enumerate(faces[:: len(faces) // number][:number]):
+        picture = np.asarray(Image.open(path).convert("RGB").resize((4000, 3000), Image.Resampling.BICUBIC), np.int16)
+        noisy = np.clip(picture + rng.normal(0, 4, picture.shape), 0, 255).astype(np.uint8)
+        (folder / f"{i:02d}.jpg").write_bytes(simplejpeg.encode_jpeg(noisy, 90, colorsubsampling="420"))
+    return sorted(map(str, folder.glob("*.jpg")))
+
+
+def repeated(paths, number, folder):
+    """So many paths; links where there are fewer files."""
+    folder.mkdir()
+    found = []
+    for i in range(number):
+        link = folder / f"{i:06d}.jpg"
+        link.symlink_to(paths[i % len(paths)])
+        found.append(str(link))
+    return found
+
+
+class Memory:
+    """Peak of the proportional set size of a process and all below it, in MiB."""
+
+    def __init__(self, pid):
+        self.peak = 0.0
+        self._pid, self._over = pid, threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._over.wait(2.0):
+            total = 0
+            try:
+                root = psutil.Process(self._pid)
+                processes = [root, *root.children(recursive=True)]
+            except psutil.Error:
+                return
+            for process in processes:
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.Error, OSError):
+                    continue
+            self.peak = max(self.peak, total / 2**20)
+
+
+def measure(name, paths, model, settings):
+    """images_per_s, startup_s, memory_mib of one run."""
+    with tempfile.TemporaryDirectory() as scratch:
+        listed, output = Path(scratch, "list.txt"), Path(scratch, "output")
+        listed.write_text("\n".join(paths))
+        ours = name in (OURS, COMPILED)
+        if ours:
+            command = [str(ROOT / "jobs" / "score.py"), "--images", str(listed), "--model", model,
+                       *(["--compile"] if name == COMPILED else [])]  # fmt: skip
+        else:
+            script = PEERS.get(name, "limit")
+            batch_size, workers, threads = settings
+            command = [
+                str(ROOT / "benchmarks" / "peers" / f"{script}.py"), "--images", str(listed), "--model", model,
+                "--batch-size", str(batch_size), "--workers", str(workers), "--threads", str(threads),
+            ]  # fmt: skip
+        started = time.time()
+        process = subprocess.Popen(
+            [sys.executable, *command, "--output", str(output)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        first = None
+        with Memory(process.pid) as memory:
+            while process.poll() is None:
+                if ours and first is None and any(output.glob("*/*-*.parquet")):
+                    first = time.time()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.05)
+        if process.returncode:
+            raise SystemExit(f"{name}: {process.stdout.read().decode()[-3000:]}")
+        if ours:
+            rate = json.loads((output / "run.json").read_text())["images_per_s"]
+        else:
+            batches = sorted(tuple(map(float, line.split())) for line in (output / "batches.log").open())
+            first = batches[0][0]
+            rate = sum(number for _, number in batches[1:]) / (batches[-1][0] - first)
+        return {"images_per_s": rate, "startup_s": first - started, "memory_mib": memory.peak}
+
+
+def compare(case, paths, model, rounds):
+    """All runs of a case; the peers' settings are searched first, on fewer images."""
+    number = len(paths)
+    best = {LIMIT: SETTINGS[0], OURS: None} | ({COMPILED: None} if "resnet50" in case else {})
+    for name in PEERS:
+        rates = {
+            settings: measure(name, paths[: number // 3], model, settings)["images_per_s"] for settings in SETTINGS
+        }
+        best[name] = max(rates, key=rates.get)
+        print(f"{case}, {name}: " + ", ".join(f"{s}: {rate:.1f}" for s, rate in rates.items()), flush=True)
+    rows = []
+    for round_number in range(rounds):
+        for name, settings in best.items():
+            found = measure(name, paths, model, settings)
+            rows.append({"case": case, "system": name, "round": round_number, "settings": settings, **found})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def median(rows, case, system, column):
+    return statistics.median(row[column] for row in rows if (row["case"], row["system"]) == (case, system))
+
+
+def table(rows):
+    """Markdown: medians, and the median of the rounds' ratios to the limit and to the fastest peer."""
+    lines = [
+        "| case | system | images/s | of the limit | start-up, s | peak memory, MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        of_case = [row for row in rows if row["case"] == case]
+        limits = {row["round"]: row["images_per_s"] for row in of_case if row["system"] == LIMIT}
+        for system in dict.fromkeys(row["system"] for row in of_case):
+            ratio = statistics.median(
+                row["images_per_s"] / limits[row["round"]] for row in of_case if row["system"] == system
+            )
+            rate, start, memory = (
+                median(rows, case, system, name) for name in ("images_per_s", "startup_s", "memory_mib")
+            )
+            lines.append(f"| {case} | {system} | {rate:,.1f} | {ratio:.2f} | {start:.1f} | {memory:,.0f} |")
+    return "\n".join(lines)
+
+
+def picture(rows, place):
+    import matplotlib.pyplot as plt
+
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    figure, axes = plt.subplots(1, len(cases), figsize=(4 * len(cases), 3), layout="constrained", squeeze=False)
+    for axis, case in zip(axes[0], cases, strict=True):
+        systems = list(dict.fromkeys(row["system"] for row in rows if row["case"] == case))
+        rates = [median(rows, case, system, "images_per_s") for system in systems]
+        colours = ["#bbbbbb" if s == LIMIT else "#4c72b0" if s in PEERS else "#c44e52" for s in systems]
+        axis.barh(systems, rates, color=colours)
+        axis.invert_yaxis()
+        axis.set_title(case)
+        axis.set_xlabel("images/s")
+    figure.savefig(place, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faces", required=True, help="JPEGs of some 224 px")
+    parser.add_argument("--small", required=True, help="JPEGs of 32 px")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", default=["32", "128", "224", "12mp"])
+    options = parser.parse_args()
+    faces, small = (sorted(map(str, Path(folder).rglob("*.jpg"))) for folder in (options.faces, options.small))
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        large = large_jpegs(faces, Path(scratch, "large"), 24) if "12mp" in options.cases else []
+        cases = {  # arch, image size, files, about how many images/s to expect
+            "32": ("cnn, 32 px", "cnn", 32, small, 3000),
+            "128": ("cnn, 128 px", "cnn", 128, faces, 300),
+            "224": ("resnet50, 224 px", "resnet50", 224, faces, 20),
+            "12mp": ("cnn, 224 px, from 12 megapixels", "cnn", 224, large, 20),
+        }
+        for key in options.cases:
+            case, arch, image_size, paths, expected = cases[key]
+            model = f"{scratch}/model-{key}"
+            make_bundle(model, arch, image_size)
+            chosen = repeated(paths, int(SECONDS * expected), Path(scratch, f"images-{key}"))
+            rows += compare(case, chosen, model, options.rounds)
+    with open(f"{options.output}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    Path(f"{options.output}.md").write_text(table(rows) + "\n")
+    picture(rows, f"{options.output}.png")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
