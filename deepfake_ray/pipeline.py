@@ -1,6 +1,5 @@
 """The only place that builds Ray Datasets: training batches and scoring chunks."""
 
-import gc
 import itertools
 import time
 import warnings
@@ -58,6 +57,33 @@ class Breathe(ExecutionCallback):
         time.sleep(SECONDS_BETWEEN_STEPS if busy else SECONDS_WHEN_IDLE)
 
 
+class EndActors(ExecutionCallback):
+    """Ends the actors of an execution when it ends.
+
+    Ray Data only forgets them, and they live, and hold their CPUs, for as long as anything else names them: the
+    garbage of the execution, or the traceback of a lost node. The next execution would wait for them.
+    """
+
+    def __init__(self) -> None:
+        self._actors: dict[Any, None] = {}
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each step."""
+        for operator in executor._topology:
+            if hasattr(operator, "_actor_pool"):
+                self._actors.update(dict.fromkeys(operator._actor_pool._actor_to_logical_id))
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Called at the end."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors.clear()
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Called at the end."""
+        self.after_execution_succeeds(executor)
+
+
 def context(cpus: float | None = None) -> DataContext:
     """A fresh DataContext: quiet; and, where `cpus` are given, in order, within them, and not far ahead."""
     fresh = DataContext.get_current().copy()
@@ -66,7 +92,7 @@ def context(cpus: float | None = None) -> DataContext:
     fresh.enable_rich_progress_bars = False
     fresh.memory_usage_poll_interval_s = None  # measuring each task's memory cost a tenth of its time
     fresh.execution_no_progress_timeout_s = -1  # work may wait for nodes, or for other jobs
-    fresh.custom_execution_callback_classes = [*fresh.custom_execution_callback_classes, Breathe]
+    fresh.custom_execution_callback_classes = [*fresh.custom_execution_callback_classes, Breathe, EndActors]
     fresh.execution_options.preserve_order = cpus is not None
     if cpus is not None:
         fresh.execution_options.resource_limits = ExecutionResources.for_limits(
@@ -313,7 +339,6 @@ def scoring_dataset(
     def pool(number: int) -> ActorPoolStrategy:
         return ActorPoolStrategy(size=min(number, len(chunks)))
 
-    gc.collect()  # an earlier dataset's actors live, and hold their CPUs, until the garbage that names them is gone
     common: dict[str, Any] = {"fn_constructor_kwargs": {"spec": spec}, "max_task_retries": 0}
     without_lost_chunks = context()
     without_lost_chunks.max_errored_blocks = -1
