@@ -51,6 +51,11 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         ray.shutdown()
 
 
+def has_dashboard() -> bool:
+    """Whether the cluster has one, which answers questions about its actors."""
+    return bool(ray._private.worker.get_dashboard_url())
+
+
 HEAD = "node:__internal_head__"
 
 

@@ -15,6 +15,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deepfake_ray import __version__, audit, bundle, fingerprints, manifest, metrics, models, schema, storage, weights
@@ -29,7 +30,7 @@ from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import TrainingTables, image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.progress import duration, say
-from deepfake_ray.session import check_places
+from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import Board, LoopSpec, train_loop
 from deepfake_ray.watching import Watcher
@@ -231,9 +232,21 @@ def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:
     return int(np.median(sides))
 
 
+class _Trainer(ray.train.torch.TorchTrainer):
+    """Without the actor that watches, through the dashboard, whether the controller lives, where there is no dashboard:
+    it would ask in vain, and the run would wait ten seconds for it at its end.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if has_dashboard():
+            return callbacks
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
+
 def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     placement = spec.placement
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = _Trainer(
         train_loop,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
