@@ -1,5 +1,5 @@
-"""What one GPU does, without Ray: forward passes and training steps of a model; and what a CPU core decodes, so that one
-knows how many a GPU needs. Needs torch, torchvision, simplejpeg and this checkout; prints a line of JSON a measurement.
+"""What one GPU does, without Ray: forward passes and training steps of a model; and what a CPU core decodes, so that
+one knows how many a GPU needs. Needs torch, torchvision, simplejpeg and this checkout; prints JSON, a line for each.
 
     python benchmarks/gpu.py --arch resnet50 --image-size 224
 """
