@@ -186,6 +186,15 @@ def picture(rows, place):
     figure.savefig(place, dpi=120)
 
 
+def write(rows, output):
+    with open(f"{output}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    Path(f"{output}.md").write_text(table(rows) + "\n")
+    picture(rows, f"{output}.png")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", required=True, help="JPEGs of some 224 px")
@@ -210,12 +219,7 @@ def main():
             make_bundle(model, arch, image_size)
             chosen = repeated(paths, int(SECONDS * expected), Path(scratch, f"images-{key}"))
             rows += compare(case, chosen, model, options.rounds)
-    with open(f"{options.output}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    Path(f"{options.output}.md").write_text(table(rows) + "\n")
-    picture(rows, f"{options.output}.png")
+            write(rows, options.output)
     print(table(rows))
 
 

@@ -44,14 +44,10 @@ def free_port():
 @contextlib.contextmanager
 def started_head(*flags, port=None, environment=()):
     """`ray start --head` as its users run it, in the foreground."""
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        "--block",
-        f"--port={port or free_port()}",
-        *flags,
-    ]
+    program = str(Path(sys.executable).with_name("ray"))
+    # The agent's port, too: other Rays of the tests have agents on this machine.
+    ports = (f"--port={port or free_port()}", f"--dashboard-agent-listen-port={free_port()}")
+    command = [program, "start", "--head", "--block", *ports, *flags]
     with tempfile.TemporaryFile("w+") as log:
         head = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **dict(environment)})
         try:

@@ -151,8 +151,9 @@ def test_uneven_shards_of_several_workers_give_the_metrics_of_one(sample_folder,
             assert found == pytest.approx(untrained_metrics(sample_folder), abs=2e-4)
 
 
-def test_training_goes_on_when_a_node_is_lost(sample_folder, tmp_path):
+def test_training_goes_on_when_a_node_is_lost(sample_folder, tmp_path, monkeypatch):
     """Two nodes, a worker on each; one node is killed, and the other ends the run alone."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")  # for the lost one, before it tries without
     output = tmp_path / "run"
     flags = ["--data", sample_folder, "--epochs", 4, "--global-batch-size", 20, "--num-workers", "1-2",
              "--shared-storage", "--output", output]  # fmt: skip
