@@ -1,7 +1,8 @@
 """Scoring against its peers: one after the other, several rounds, over the same images with the same weights and
-precision, each peer with the best of some settings. images/s are counted from the first finished batch to the last one
-(this project's own, from run.json, from the first batch's start to the last write); memory is the proportional set size
-of all its processes; start-up is the time from the command to the first finished batch.
+precision, each peer with the best of some settings. images/s are counted from when each process has finished its first
+batch to the end of the last one (this project's own, from run.json, from the first batch's start to the last write);
+memory is the proportional set size of all its processes; start-up is the time from the command to the first finished
+batch.
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 
@@ -121,9 +122,13 @@ def measure(name, paths, model, settings):
         if ours:
             rate = json.loads((output / "run.json").read_text())["images_per_s"]
         else:
-            batches = sorted(tuple(map(float, line.split())) for line in (output / "batches.log").open())
-            first = batches[0][0]
-            rate = sum(number for _, number in batches[1:]) / (batches[-1][0] - first)
+            batches = [tuple(map(float, line.split())) for line in (output / "batches.log").open()]
+            first = min(when for when, _, _ in batches)
+            of_process = {pid: when for when, _, pid in reversed(batches)}
+            steady = max(of_process.values())  # the end of each process' first batch is no work of a measured second
+            ended = max(when for when, _, _ in batches)
+            done = sum(number for when, number, _ in batches if when > steady)
+            rate = done / (ended - steady) if done else 0.0
         return {"images_per_s": rate, "startup_s": first - started, "memory_mib": memory.peak}
 
 
@@ -133,7 +138,7 @@ def compare(case, paths, model, rounds):
     best = {LIMIT: SETTINGS[0], OURS: None} | ({COMPILED: None} if "resnet50" in case else {})
     for name in PEERS:
         rates = {
-            settings: measure(name, paths[: number // 3], model, settings)["images_per_s"] for settings in SETTINGS
+            settings: measure(name, paths[: number // 2], model, settings)["images_per_s"] for settings in SETTINGS
         }
         best[name] = max(rates, key=rates.get)
         print(f"{case}, {name}: " + ", ".join(f"{s}: {rate:.1f}" for s, rate in rates.items()), flush=True)

@@ -67,6 +67,6 @@ def transform(image_size):
 
 
 def note(output, number):
-    """A batch is done: append its time and size, from whatever process."""
+    """A batch is done: append its time and size, and which process did it."""
     with open(Path(output, "batches.log"), "a") as file:
-        file.write(f"{time.time()} {number}\n")
+        file.write(f"{time.time()} {number} {os.getpid()}\n")
