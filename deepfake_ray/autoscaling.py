@@ -55,7 +55,7 @@ def _wait(plan: Callable[[Sequence[Node]], Plan], error: ClusterTooSmallError) -
         now = time.monotonic()
         state = _state()
         waited = f"{now - started:.0f} s"
-        if state.infeasible_cluster_resource_constraints:
+        if _is_refused(state, error.bundles):
             raise ClusterTooSmallError(f"{error} Its autoscaler cannot add such nodes.", error.bundles)
         starting = len(state.pending_instances) + sum(one.count for one in state.pending_instance_requests)
         failed = [one.reason for one in state.failed_instance_requests]
@@ -75,6 +75,15 @@ def _asked_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
         yield
     finally:
         request_resources(bundles=[])  # or these nodes would stay for ever
+
+
+def _is_refused(state: AutoscalingState, bundles: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the autoscaler says that it cannot have these; what it says may still be about an earlier request."""
+    return any(
+        request.count == len(bundles) and dict(request.request.resources_bundle) == dict(bundles[0])
+        for constraint in state.infeasible_cluster_resource_constraints
+        for request in constraint.resource_requests
+    )
 
 
 def _state() -> AutoscalingState:

@@ -25,13 +25,10 @@ VERSION = "0.0.0+submitted"
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    """The files that git has, with a version of their own: so it shows which code a job ran."""
+    """A copy with a version of its own, so that it shows which code a job ran."""
     folder = tmp_path_factory.mktemp("checkout")
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in listed.splitlines():
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+    left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "runs", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=left_out, dirs_exist_ok=True)
     for name in (".git", ".venv", "runs", "deepfake_ray/__pycache__"):  # what lies in a checkout that is worked in
         (folder / name).mkdir()
         (folder / name / "large").write_bytes(os.urandom(2_000_000))
