@@ -28,7 +28,7 @@ from PIL import Image
 from score_throughput import make_bundle
 
 ROOT = Path(__file__).parents[1]
-OURS, COMPILED, LIMIT = "this project", "this project, --compile", "limit"
+OURS, LIMIT = "this project", "limit"
 PEERS = {"DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", "Daft": "daft_udf"}
 SETTINGS = [(16, 2, 1), (64, 2, 1), (16, 1, 2)]
 """Batch size, processes, torch's threads in each that computes."""
@@ -95,10 +95,9 @@ def measure(name, paths, model, settings):
     with tempfile.TemporaryDirectory() as scratch:
         listed, output = Path(scratch, "list.txt"), Path(scratch, "output")
         listed.write_text("\n".join(paths))
-        ours = name in (OURS, COMPILED)
+        ours = name == OURS
         if ours:
-            command = [str(ROOT / "jobs" / "score.py"), "--images", str(listed), "--model", model,
-                       *(["--compile"] if name == COMPILED else [])]  # fmt: skip
+            command = [str(ROOT / "jobs" / "score.py"), "--images", str(listed), "--model", model]
         else:
             script = PEERS.get(name, "limit")
             batch_size, workers, threads = settings
@@ -113,7 +112,7 @@ def measure(name, paths, model, settings):
         first = None
         with Memory(process.pid) as memory:
             while process.poll() is None:
-                if ours and first is None and any(output.glob("*/*-*.parquet")):
+                if ours and first is None and any([*output.glob("chunks/chunk-*"), *output.glob("predictions/part-*")]):
                     first = time.time()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.05)
@@ -135,7 +134,7 @@ def measure(name, paths, model, settings):
 def compare(case, paths, model, rounds):
     """All runs of a case; the peers' settings are searched first, on fewer images."""
     number = len(paths)
-    best = {LIMIT: SETTINGS[0], OURS: None} | ({COMPILED: None} if "resnet50" in case else {})
+    best = {LIMIT: SETTINGS[0], OURS: None}
     for name in PEERS:
         rates = {
             settings: measure(name, paths[: number // 2], model, settings)["images_per_s"] for settings in SETTINGS
