@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepfake_ray import bundle, models
 
@@ -18,7 +19,8 @@ class Predictor:
         device: `cpu` or `cuda`.
         precision: auto, bf16 or fp32, see `models.autocast`.
         num_threads: that torch computes with on a CPU.
-        compiled: by TorchInductor, weights frozen, with the first batch; each further shape is compiled anew.
+        compiled_for: images a batch; the network is compiled for them by TorchInductor, weights frozen, before this
+            returns. Another number is compiled anew. None: it is not compiled.
     """
 
     def __init__(
@@ -28,7 +30,7 @@ class Predictor:
         device: str = "cpu",
         precision: str = "auto",
         num_threads: int = 1,
-        compiled: bool = False,
+        compiled_for: int | None = None,
     ):
         torch.set_num_threads(num_threads)
         self.spec, arrays = bundle.load(model)
@@ -37,10 +39,14 @@ class Predictor:
         self._device = torch.device(device)
         detector = models.Detector(_folded(network.eval()), self.spec.preparation).eval()
         detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._detector: Callable[[torch.Tensor], torch.Tensor] = _compiled(detector) if compiled else detector
+        self._detector: Callable[[torch.Tensor], torch.Tensor] = detector
         on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._autocast = models.autocast(self._device, precision)
+        if compiled_for is not None:
+            self._detector = _compiled(detector)
+            size = self.spec.preparation.image_size
+            self.logits(np.zeros((compiled_for, size, size, 3), np.uint8))
 
     def logits(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, S, S, 3) prepared images -> float32 (B,) logits of being fake, before temperature."""
@@ -66,9 +72,23 @@ def _folded(network: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     try:
-        return fuse(network)
+        return fuse(_pools_folded(network))
     except Exception:  # whatever a forward pass that branches on its values makes the tracer raise
         return network
+
+
+def _pools_folded(network: nn.Module) -> nn.Module:
+    """`BasicCnn` with its batch norms folded through the pooling before them; other networks as they are.
+
+    The maximum of scaled values is the scaled maximum where the scale is positive, which training leaves it.
+    """
+    stages = network.features if isinstance(network, models.BasicCnn) else nn.Sequential()
+    for at in range(0, len(stages), models.STAGE):
+        convolution, norm = stages[at], stages[at + 2]
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and bool((norm.weight > 0).all()):
+            stages[at] = fuse_conv_bn_eval(convolution, norm)
+            stages[at + 2] = nn.Identity()
+    return network
 
 
 def _compiled(detector: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -19,7 +19,7 @@ from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Loaded:
     """One image, ready for the model; or why it is not: then `crops` is empty and `error` is set."""
 

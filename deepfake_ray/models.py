@@ -22,6 +22,9 @@ CNN_SIZE = 128
 """The largest side that the CNN is given by default."""
 RESNET50 = "resnet50"
 
+STAGE = 4
+"""Modules in each of the CNN's stages."""
+
 State = Mapping[str, Tensor]
 
 

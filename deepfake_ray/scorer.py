@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -191,7 +191,8 @@ class _Reader:
         num_failed = 0
         for position in range(len(uris)):
             image = settled[position] if position in settled else next(loaded)
-            yield replace(image, crops=()), image.crops
+            crops, image.crops = image.crops, ()  # the pixels are not kept until the chunk is written
+            yield image, crops
             num_failed += image.error is not None and image.error.code in OF_THE_STORAGE
             if position + 1 >= MIN_IMAGES_TO_STOP and num_failed > self._max_error_share * (position + 1):
                 return
@@ -208,7 +209,12 @@ class _Forward:
         from deepfake_ray.inference import Predictor  # imports torch, which the driver does without
 
         self._spec = spec
-        self._predictor = Predictor(spec.model, device=spec.device, precision=spec.precision, compiled=spec.compile)
+        self._predictor = Predictor(
+            spec.model,
+            device=spec.device,
+            precision=spec.precision,
+            compiled_for=spec.batch_size if spec.compile else None,
+        )
         self._stopwatch = Stopwatch()
 
     def batch(self) -> "_Batch":

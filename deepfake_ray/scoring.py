@@ -32,7 +32,9 @@ from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, STAGES, Report, ScorerSpec
 from deepfake_ray.session import Patience, check_places
 
 RUN, MANIFEST = "run.json", "manifest"
-GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 16
+GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 32
+SMALL_BATCH_SIZE, SMALL = 64, 64 * 64
+"""On a CPU, of images of at most so many pixels: the weights are brought into the cache once a batch."""
 CHUNKS_PER_ACTOR = 16
 """Wanted: few enough to cost nothing, many enough to keep all actors busy to the end."""
 PIXELS_PER_CHUNK = 1024 * 224 * 224
@@ -211,7 +213,12 @@ def _sizes(
     variants: int,
 ) -> tuple[int, int]:
     """Images a forward pass, and a chunk: whole batches, so that only the last pass may have empty places."""
-    batch_size = config.batch_size or (GPU_BATCH_SIZE if placement.use_gpu else CPU_BATCH_SIZE)
+    if config.batch_size:
+        batch_size = config.batch_size
+    elif placement.use_gpu:
+        batch_size = GPU_BATCH_SIZE
+    else:
+        batch_size = SMALL_BATCH_SIZE if preparation.image_size**2 <= SMALL else CPU_BATCH_SIZE
     share = ceil(num_images / placement.num_actors)
     if share < batch_size:
         return share, share

@@ -12,7 +12,7 @@ from deepfake_ray.images import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from deepfake_ray.inference import Predictor
 
 
-def network_with_statistics(arch):
+def network_with_statistics(arch, *, positive=False):
     """Random weights, and batch norms that do something."""
     torch.manual_seed(0)
     network = models.build(arch)
@@ -21,21 +21,26 @@ def network_with_statistics(arch):
             nn.init.normal_(module.running_mean, std=0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.normal_(module.weight)  # of both signs
+            if positive:
+                module.weight.data.abs_()
             nn.init.normal_(module.bias)
     return network.eval()
 
 
 @pytest.mark.parametrize(
-    ("arch", "compiled"),
+    ("arch", "positive", "compiled"),
     [
-        ("cnn", False),
-        ("resnet18", False),
-        ("mobilenet_v3_small", False),
-        pytest.param("cnn", True, marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")),
+        ("cnn", False, False),  # whose pooling comes before its batch norms
+        ("cnn", True, False),
+        ("resnet18", False, False),
+        ("mobilenet_v3_small", False, False),
+        pytest.param(
+            "cnn", True, True, marks=pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+        ),
     ],
 )
-def test_logits_are_those_of_the_network(arch, compiled, tmp_path):
-    network = network_with_statistics(arch)
+def test_logits_are_those_of_the_network(arch, positive, compiled, tmp_path):
+    network = network_with_statistics(arch, positive=positive)
     spec = bundle.Spec(arch=arch, preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
     bundle.save(str(tmp_path / "model"), spec, {key: value.numpy() for key, value in network.state_dict().items()})
     pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
@@ -44,8 +49,8 @@ def test_logits_are_those_of_the_network(arch, compiled, tmp_path):
     with torch.inference_mode():
         outputs = network(x)
     expected = (outputs[:, 1] - outputs[:, 0]).numpy()
-    predictor = Predictor(str(tmp_path / "model"), precision="fp32", compiled=compiled)
+    predictor = Predictor(str(tmp_path / "model"), precision="fp32", compiled_for=5 if compiled else None)
     assert predictor.logits(pixels) == pytest.approx(expected, rel=1e-4, abs=1e-5 * float(np.abs(expected).max()))
     if not compiled:
         folded = not any(isinstance(module, nn.BatchNorm2d) for module in predictor._detector.modules())
-        assert folded == (arch != "cnn")  # whose pooling comes before its batch norms
+        assert folded == (arch != "cnn" or positive)
