@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Self
@@ -27,6 +28,8 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
     level = logging.INFO if verbose else logging.ERROR
     for name, quiet in QUIET_LOGGERS.items():
         logging.getLogger(name).setLevel(logging.INFO if verbose else quiet)
+    if os.environ.get("RAY_ADDRESS"):
+        _require_an_open_port(os.environ["RAY_ADDRESS"])
     # "local" rather than None: a cluster that died here earlier leaves a file behind that None would follow.
     address = None if os.environ.get("RAY_ADDRESS") else "local"
     if address and not verbose:
@@ -39,16 +42,47 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         # Processes beyond one a CPU are ended after a second without a task, and training has a task each second or
         # two: starting them over and over took a third of the CPU time.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-    ray.init(
-        address=address,
-        logging_level=level,
-        log_to_driver=verbose,
-        **({"include_dashboard": False} if address else {}),
-    )
+    try:
+        ray.init(
+            address=address,
+            logging_level=level,
+            log_to_driver=verbose,
+            **({"include_dashboard": False} if address else {}),
+        )
+    except (ConnectionError, ValueError) as error:
+        if address:
+            raise
+        asks = "AuthToken" in str(error.__cause__)
+        raise _refused("it asks for a token" if asks else storage.first_line(error)) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_an_open_port(address: str) -> None:
+    """Where nothing answers, Ray would go on trying for a quarter of an hour.
+
+    Raises:
+        UserError: nothing answers at `host:port`; other forms of an address are left to Ray.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S):
+            pass
+    except OSError as error:
+        raise _refused(str(error)) from error
+
+
+def _refused(reason: str) -> UserError:
+    return UserError(
+        f"RAY_ADDRESS must be the host:port of a running cluster that lets this user in: got "
+        f"{os.environ['RAY_ADDRESS']} ({reason}); unset it to start Ray here, and where the cluster asks for a token, "
+        "set RAY_AUTH_MODE=token with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token. `http://...:8265` is for "
+        "`ray job submit` alone."
+    )
 
 
 def has_dashboard() -> bool:
@@ -56,6 +90,7 @@ def has_dashboard() -> bool:
     return bool(ray._private.worker.get_dashboard_url())
 
 
+CONNECT_TIMEOUT_S = 10.0
 HEAD = "node:__internal_head__"
 
 
