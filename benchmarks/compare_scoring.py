@@ -2,17 +2,19 @@
 precision, each peer with the best of some settings. images/s are counted from when each process has finished its first
 batch to the end of the last one (this project's own, from run.json, from the first batch's start to the last write);
 memory is the proportional set size of all its processes; start-up is the time from the command to the first finished
-batch.
+batch, of 100 images in the case of that name.
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 
-writes NAME.md (the table), NAME.csv (each run) and NAME.png. Needs pip install -e '.[bench]'.
+writes NAME.md (the table), NAME.csv (each run) and NAME.png, and the table into README.md, if that has a place for it.
+Needs pip install -e '.[bench]'.
 """
 
 import argparse
 import contextlib
 import csv
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -28,12 +30,17 @@ from PIL import Image
 from score_throughput import make_bundle
 
 ROOT = Path(__file__).parents[1]
-OURS, LIMIT = "this project", "limit"
-PEERS = {"DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", "Daft": "daft_udf"}
-SETTINGS = [(16, 2, 1), (64, 2, 1), (16, 1, 2)]
+README = ROOT / "README.md"
+OURS, ON_A_CLUSTER, LIMIT = "this project", "this project, Ray running", "limit"
+PEERS = {
+    LIMIT: "limit", "DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", "Daft": "daft_udf",
+}  # fmt: skip
+SETTINGS = [(16, 2, 1), (32, 2, 1), (16, 1, 2)]
 """Batch size, processes, torch's threads in each that computes."""
+SMALL_SETTINGS = [(16, 2, 1), (64, 2, 1), (64, 1, 2)]
 SECONDS = 15.0
 """That a run is to take, once it runs."""
+START_UP = "start-up, 100 images"
 
 
 def large_jpegs(faces, folder, number):
@@ -95,11 +102,11 @@ def measure(name, paths, model, settings):
     with tempfile.TemporaryDirectory() as scratch:
         listed, output = Path(scratch, "list.txt"), Path(scratch, "output")
         listed.write_text("\n".join(paths))
-        ours = name == OURS
+        ours = name not in PEERS
         if ours:
             command = [str(ROOT / "jobs" / "score.py"), "--images", str(listed), "--model", model]
         else:
-            script = PEERS.get(name, "limit")
+            script = PEERS[name]
             batch_size, workers, threads = settings
             command = [
                 str(ROOT / "benchmarks" / "peers" / f"{script}.py"), "--images", str(listed), "--model", model,
@@ -131,22 +138,54 @@ def measure(name, paths, model, settings):
         return {"images_per_s": rate, "startup_s": first - started, "memory_mib": memory.peak}
 
 
-def compare(case, paths, model, rounds):
-    """All runs of a case; the peers' settings are searched first, on fewer images."""
-    number = len(paths)
-    best = {LIMIT: SETTINGS[0], OURS: None}
+def compare(case, paths, expected, model, rounds):
+    """All runs of a case. The peers' settings are searched first, on fewer images; then each system gets as many as
+    should take it so many seconds.
+    """
+    best, rates = {OURS: None}, {OURS: expected}
+    few = paths[: max(int(expected * SECONDS / 3), 200)]  # some batches for each process
     for name in PEERS:
-        rates = {
-            settings: measure(name, paths[: number // 2], model, settings)["images_per_s"] for settings in SETTINGS
+        tried = {
+            settings: measure(name, few, model, settings)["images_per_s"]
+            for settings in (SMALL_SETTINGS if expected > 1000 else SETTINGS)
         }
-        best[name] = max(rates, key=rates.get)
-        print(f"{case}, {name}: " + ", ".join(f"{s}: {rate:.1f}" for s, rate in rates.items()), flush=True)
+        best[name] = max(tried, key=tried.get)
+        rates[name] = tried[best[name]]
+        print(f"{case}, {name}: " + ", ".join(f"{s}: {rate:.1f}" for s, rate in tried.items()), flush=True)
+    rates[OURS] = rates[LIMIT]
     rows = []
     for round_number in range(rounds):
-        for name, settings in best.items():
-            found = measure(name, paths, model, settings)
-            rows.append({"case": case, "system": name, "round": round_number, "settings": settings, **found})
+        for name in [LIMIT, OURS, *(name for name in best if name not in (LIMIT, OURS))]:
+            found = measure(name, paths[: int(SECONDS * rates[name])], model, best[name])
+            rows.append({"case": case, "system": name, "round": round_number, "settings": best[name], **found})
             print(rows[-1], flush=True)
+    return rows
+
+
+def compare_start_up(paths, model, rounds):
+    """100 images, with a cluster that is there and without one."""
+    rows = []
+
+    def add(name, round_number):
+        rows.append({"case": START_UP, "system": name, "round": round_number, "settings": SETTINGS[0],
+                     **measure(name, paths, model, SETTINGS[0])})  # fmt: skip
+        print(rows[-1], flush=True)
+
+    for round_number in range(rounds):
+        for name in (OURS, *PEERS):
+            add(name, round_number)
+    ray = f"{Path(sys.executable).parent}/ray"
+    port = "6412"
+    start = [ray, "start", "--head", "--port", port, "--include-dashboard=false", "--disable-usage-stats"]
+    os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})
+    subprocess.run(start, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.environ["RAY_ADDRESS"] = f"127.0.0.1:{port}"
+    try:
+        for round_number in range(rounds):
+            add(ON_A_CLUSTER, round_number)
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        subprocess.run([ray, "stop"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return rows
 
 
@@ -155,29 +194,41 @@ def median(rows, case, system, column):
 
 
 def table(rows):
-    """Markdown: medians, and the median of the rounds' ratios to the limit and to the fastest peer."""
+    """Markdown: medians, and the median of the rounds' ratios to the limit."""
     lines = [
-        "| case | system | images/s | of the limit | start-up, s | peak memory, MiB |",
-        "|---|---|---|---|---|---|",
+        "| case | system | images/s | of the limit | peak memory, MiB |",
+        "|---|---|---|---|---|",
     ]
     for case in dict.fromkeys(row["case"] for row in rows):
         of_case = [row for row in rows if row["case"] == case]
         limits = {row["round"]: row["images_per_s"] for row in of_case if row["system"] == LIMIT}
         for system in dict.fromkeys(row["system"] for row in of_case):
+            if case == START_UP:
+                lines.append(f"| {case} | {system} | {median(rows, case, system, 'startup_s'):.1f} s | | |")
+                continue
             ratio = statistics.median(
                 row["images_per_s"] / limits[row["round"]] for row in of_case if row["system"] == system
             )
-            rate, start, memory = (
-                median(rows, case, system, name) for name in ("images_per_s", "startup_s", "memory_mib")
-            )
-            lines.append(f"| {case} | {system} | {rate:,.1f} | {ratio:.2f} | {start:.1f} | {memory:,.0f} |")
+            rate, memory = (median(rows, case, system, name) for name in ("images_per_s", "memory_mib"))
+            shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+            lines.append(f"| {case} | {system} | {shown} | {ratio:.2f} | {memory:,.0f} |")
     return "\n".join(lines)
+
+
+def into_readme(text):
+    """Put the table where README.md has the marks for it."""
+    head, begin, rest = README.read_text().partition("<!-- scoring -->\n")
+    _, end, tail = rest.partition("<!-- end of scoring -->")
+    if begin and end:
+        README.write_text(head + begin + text + "\n" + end + tail)
 
 
 def picture(rows, place):
     import matplotlib.pyplot as plt
 
-    cases = list(dict.fromkeys(row["case"] for row in rows))
+    cases = [case for case in dict.fromkeys(row["case"] for row in rows) if case != START_UP]
+    if not cases:
+        return
     figure, axes = plt.subplots(1, len(cases), figsize=(4 * len(cases), 3), layout="constrained", squeeze=False)
     for axis, case in zip(axes[0], cases, strict=True):
         systems = list(dict.fromkeys(row["system"] for row in rows if row["case"] == case))
@@ -197,6 +248,7 @@ def write(rows, output):
         writer.writerows(rows)
     Path(f"{output}.md").write_text(table(rows) + "\n")
     picture(rows, f"{output}.png")
+    into_readme(table(rows))
 
 
 def main():
@@ -205,13 +257,14 @@ def main():
     parser.add_argument("--small", required=True, help="JPEGs of 32 px")
     parser.add_argument("--output", required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cases", nargs="+", default=["32", "128", "224", "12mp"])
+    parser.add_argument("--cases", nargs="+", default=["start-up", "32", "128", "224", "12mp"])
     options = parser.parse_args()
     faces, small = (sorted(map(str, Path(folder).rglob("*.jpg"))) for folder in (options.faces, options.small))
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         large = large_jpegs(faces, Path(scratch, "large"), 24) if "12mp" in options.cases else []
         cases = {  # arch, image size, files, about how many images/s to expect
+            "start-up": (START_UP, "cnn", 128, faces, None),
             "32": ("cnn, 32 px", "cnn", 32, small, 3000),
             "128": ("cnn, 128 px", "cnn", 128, faces, 300),
             "224": ("resnet50, 224 px", "resnet50", 224, faces, 20),
@@ -221,8 +274,12 @@ def main():
             case, arch, image_size, paths, expected = cases[key]
             model = f"{scratch}/model-{key}"
             make_bundle(model, arch, image_size)
-            chosen = repeated(paths, int(SECONDS * expected), Path(scratch, f"images-{key}"))
-            rows += compare(case, chosen, model, options.rounds)
+            folder = Path(scratch, f"images-{key}")
+            if key == "start-up":
+                rows += compare_start_up(repeated(paths, 100, folder), model, options.rounds)
+            else:
+                chosen = repeated(paths, int(3 * SECONDS * expected), folder)
+                rows += compare(case, chosen, expected, model, options.rounds)
             write(rows, options.output)
     print(table(rows))
 
