@@ -27,10 +27,10 @@ import numpy as np
 import psutil
 import simplejpeg
 from PIL import Image
+from readme import into_readme, markdown, rate
 from score_throughput import make_bundle
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 OURS, ON_A_CLUSTER, LIMIT = "this project", "this project, Ray running", "limit"
 PEERS = {
     LIMIT: "limit", "DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", "Daft": "daft_udf",
@@ -126,7 +126,7 @@ def measure(name, paths, model, settings):
         if process.returncode:
             raise SystemExit(f"{name}: {process.stdout.read().decode()[-3000:]}")
         if ours:
-            rate = json.loads((output / "run.json").read_text())["images_per_s"]
+            images_per_s = json.loads((output / "run.json").read_text())["images_per_s"]
         else:
             batches = [tuple(map(float, line.split())) for line in (output / "batches.log").open()]
             first = min(when for when, _, _ in batches)
@@ -134,8 +134,8 @@ def measure(name, paths, model, settings):
             steady = max(of_process.values())  # the end of each process' first batch is no work of a measured second
             ended = max(when for when, _, _ in batches)
             done = sum(number for when, number, _ in batches if when > steady)
-            rate = done / (ended - steady) if done else 0.0
-        return {"images_per_s": rate, "startup_s": first - started, "memory_mib": memory.peak}
+            images_per_s = done / (ended - steady) if done else 0.0
+        return {"images_per_s": images_per_s, "startup_s": first - started, "memory_mib": memory.peak}
 
 
 def compare(case, paths, expected, model, rounds):
@@ -151,7 +151,7 @@ def compare(case, paths, expected, model, rounds):
         }
         best[name] = max(tried, key=tried.get)
         rates[name] = tried[best[name]]
-        print(f"{case}, {name}: " + ", ".join(f"{s}: {rate:.1f}" for s, rate in tried.items()), flush=True)
+        print(f"{case}, {name}: " + ", ".join(f"{s}: {rate(found)}" for s, found in tried.items()), flush=True)
     rates[OURS] = rates[LIMIT]
     rows = []
     for round_number in range(rounds):
@@ -194,33 +194,21 @@ def median(rows, case, system, column):
 
 
 def table(rows):
-    """Markdown: medians, and the median of the rounds' ratios to the limit."""
-    lines = [
-        "| case | system | images/s | of the limit | peak memory, MiB |",
-        "|---|---|---|---|---|",
-    ]
+    """Medians, and the medians of the rounds' ratios to the limit."""
+    lines = []
     for case in dict.fromkeys(row["case"] for row in rows):
         of_case = [row for row in rows if row["case"] == case]
         limits = {row["round"]: row["images_per_s"] for row in of_case if row["system"] == LIMIT}
         for system in dict.fromkeys(row["system"] for row in of_case):
             if case == START_UP:
-                lines.append(f"| {case} | {system} | {median(rows, case, system, 'startup_s'):.1f} s | | |")
+                lines.append([case, system, f"{median(rows, case, system, 'startup_s'):.1f} s", "", ""])
                 continue
             ratio = statistics.median(
                 row["images_per_s"] / limits[row["round"]] for row in of_case if row["system"] == system
             )
-            rate, memory = (median(rows, case, system, name) for name in ("images_per_s", "memory_mib"))
-            shown = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
-            lines.append(f"| {case} | {system} | {shown} | {ratio:.2f} | {memory:,.0f} |")
-    return "\n".join(lines)
-
-
-def into_readme(text):
-    """Put the table where README.md has the marks for it."""
-    head, begin, rest = README.read_text().partition("<!-- scoring -->\n")
-    _, end, tail = rest.partition("<!-- end of scoring -->")
-    if begin and end:
-        README.write_text(head + begin + text + "\n" + end + tail)
+            middle, memory = (median(rows, case, system, name) for name in ("images_per_s", "memory_mib"))
+            lines.append([case, system, rate(middle), f"{ratio:.2f}", f"{memory:,.0f}"])
+    return markdown(["case", "system", "images/s", "of the limit", "peak memory, MiB"], lines)
 
 
 def picture(rows, place):
@@ -248,7 +236,7 @@ def write(rows, output):
         writer.writerows(rows)
     Path(f"{output}.md").write_text(table(rows) + "\n")
     picture(rows, f"{output}.png")
-    into_readme(table(rows))
+    into_readme("scoring", table(rows))
 
 
 def main():

@@ -1,0 +1,115 @@
+"""Training against its peers: two processes each, the same images, network, batch, precision and augmentation, one
+after the other, several rounds. Whole epochs with their validation; the first is left out. The limit does nothing but
+training steps on a batch that is in memory.
+
+    python benchmarks/compare_training.py --small FOLDER --faces FOLDER --output benchmarks/results/NAME
+
+FOLDERs have Train/ and Validation/ with a folder for each class: some 10,000 images of 32 px, and some 1,000 faces.
+Writes NAME.md (the table) and NAME.csv (each run), and the table into README.md, if that has a place for it. Needs
+pip install -e '.[bench]'.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from readme import into_readme, markdown, rate
+
+ROOT = Path(__file__).parents[1]
+OURS, LIMIT = "this project", "limit"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PEERS = {
+    LIMIT: [*TORCHRUN, "limit_ddp.py"],
+    "torchrun, DDP, DataLoader": [*TORCHRUN, "torchrun_ddp.py"],
+    "Lightning": ["lightning_ddp.py"],
+}
+
+
+def this_project(flags):
+    """Epochs, as in history.csv."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "run")
+        command = [
+            sys.executable, str(ROOT / "jobs" / "train.py"), "--output", str(output), "--num-workers", "2",
+            "--early-stopping-patience", "99", "--allow-leaks", *flags,
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with open(output / "history.csv") as file:
+            return list(csv.DictReader(file))
+
+
+def peer(name, flags):
+    """Epochs, as it says them."""
+    *how, script = PEERS[name]
+    command = [sys.executable, *how, str(ROOT / "benchmarks" / "peers" / script), *flags]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+def compare(case, flags, rounds):
+    rows = []
+    for round_number in range(rounds):
+        for name in (*PEERS, OURS):
+            started = time.monotonic()
+            epochs = this_project(flags) if name == OURS else peer(name, flags)
+            seconds = time.monotonic() - started
+            rates = [float(epoch["images_per_s"]) for epoch in epochs]
+            waits = [float(epoch.get("data_wait_share", "nan")) for epoch in epochs]
+            rows.append({
+                "case": case, "system": name, "round": round_number,
+                "images_per_s": statistics.median(rates[1:]),
+                "besides_s": seconds - sum(float(epoch["epoch_s"]) for epoch in epochs),
+                "data_wait_share": statistics.median(waits[1:]),
+            })  # fmt: skip
+            print(rows[-1], flush=True)
+    return rows
+
+
+def table(rows):
+    """Medians, and the medians of the rounds' ratios to the limit."""
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        of_case = [row for row in rows if row["case"] == case]
+        limits = {row["round"]: row["images_per_s"] for row in of_case if row["system"] == LIMIT}
+        for system in dict.fromkeys(row["system"] for row in of_case):
+            runs = [row for row in of_case if row["system"] == system]
+            ratio = statistics.median(run["images_per_s"] / limits[run["round"]] for run in runs)
+            middle = statistics.median(run["images_per_s"] for run in runs)
+            besides = statistics.median(run["besides_s"] for run in runs)
+            lines.append([case, system, rate(middle), f"{ratio:.2f}", f"{besides:.0f} s"])
+    return markdown(["case", "system", "images/s", "of the limit", "besides the epochs"], lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", required=True)
+    parser.add_argument("--faces", required=True)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    cases = {
+        "cnn, 32 px, batches of 128": (options.small, "cnn", "32", "128", "4"),
+        "resnet50, 96 px, batches of 32": (options.faces, "resnet50", "96", "32", "2"),
+    }
+    rows = []
+    for case, values in cases.items():
+        names = ("--data", "--arch", "--image-size", "--global-batch-size", "--epochs")
+        flags = [word for pair in zip(names, values, strict=True) for word in pair]
+        rows += compare(case, [*flags, "--weights", "none"], options.rounds)
+        with open(f"{options.output}.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        Path(f"{options.output}.md").write_text(table(rows) + "\n")
+        into_readme("training", table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
