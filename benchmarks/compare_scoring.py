@@ -6,7 +6,7 @@ batch, of 100 images in the case of that name.
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 
-writes NAME.md (the table), NAME.csv (each run) and NAME.png, and the table into README.md, if that has a place for it.
+writes NAME.md (the table), NAME.csv (each run) and NAME.png, and the tables of README.md.
 Needs pip install -e '.[bench]'.
 """
 
@@ -211,6 +211,20 @@ def table(rows):
     return markdown(["case", "system", "images/s", "of the limit", "peak memory, MiB"], lines)
 
 
+DOLLARS_PER_CORE_HOUR = 0.048
+"""On demand: m6i.8xlarge, 32 vCPUs, 1.536 $ an hour in us-east-1."""
+
+
+def cost(rows):
+    """Markdown: what was measured, by core, and what follows from it at a price."""
+    lines = []
+    for case in dict.fromkeys(row["case"] for row in rows if row["case"] != START_UP):
+        of_core = median(rows, case, OURS, "images_per_s") / os.cpu_count()
+        hours = 1e6 / of_core / 3600
+        lines.append([case, rate(of_core), f"{hours:,.1f}", f"{hours * DOLLARS_PER_CORE_HOUR:,.2f} $"])
+    return markdown(["case", "images/s a core", "core hours a million images", "a million images"], lines)
+
+
 def picture(rows, place):
     import matplotlib.pyplot as plt
 
@@ -237,6 +251,7 @@ def write(rows, output):
     Path(f"{output}.md").write_text(table(rows) + "\n")
     picture(rows, f"{output}.png")
     into_readme("scoring", table(rows))
+    into_readme("cost", cost(rows))
 
 
 def main():
