@@ -180,7 +180,7 @@ class _ScoringConfig:
     num_workers: int | None = None
     """Actors that score, each with its own model. Default: one a GPU, else one a CPU."""
     batch_size: int | None = None
-    """Images a forward pass. Default: 64 on a GPU; 16 on a CPU, whose caches hold no more."""
+    """Images a forward pass. Default: 64 on a GPU and for images of up to 64 px, else 32."""
     crops: int = 1
     """Squares that are cut out of each image and scored, for a model that was trained on crops (--recipe robust): the
     mean of their logits counts."""
