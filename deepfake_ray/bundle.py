@@ -24,6 +24,8 @@ SPEC = "model.json"
 CARD = "MODEL_CARD.md"
 
 Arrays = dict[str, NDArray[Any]]
+Scales = dict[str, tuple[float, int]]
+"""Activation -> scale, zero point: value = scale * (integer - zero point), integers 0 to 255."""
 
 
 def p_fake_of(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
@@ -42,6 +44,8 @@ class Spec:
     """p_fake = sigmoid(logit / temperature)."""
     thresholds: dict[str, float]
     """On p_fake: default, balanced, fpr_1, fpr_5; chosen on the validation split."""
+    scales: Scales = field(default_factory=dict)
+    """Of the activations, where the network computes in 8-bit integers (see `quantization`); empty: it does not."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it came to be: configuration, data, versions, validation figures."""
     classes: tuple[str, ...] = CLASSES
@@ -58,6 +62,7 @@ class Spec:
             "classes": list(self.classes),
             "preparation": self.preparation.to_json(),
             "temperature": self.temperature,
+            **({"scales": self.scales} if self.scales else {}),
         }
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -116,6 +121,7 @@ def load_spec(uri: str) -> Spec:
     try:
         content["preparation"] = Preparation.from_json(content["preparation"])
         content["classes"] = tuple(content["classes"])
+        content["scales"] = {name: (float(s), int(z)) for name, (s, z) in content.get("scales", {}).items()}
         spec = Spec(**content)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"model must be a whole bundle: {place} is not ({error}); train again.") from error

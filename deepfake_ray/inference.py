@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from deepfake_ray import bundle, models
+from deepfake_ray import bundle, models, quantization
 
 
 class Predictor:
@@ -33,11 +33,15 @@ class Predictor:
         compiled_for: int | None = None,
     ):
         torch.set_num_threads(num_threads)
-        self.spec, arrays = bundle.load(model)
-        network = models.build(self.spec.arch)
-        network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, strict=True)
+        self.spec, detector = evaluated(model)
         self._device = torch.device(device)
-        detector = models.Detector(_folded(network.eval()), self.spec.preparation).eval()
+        if self.spec.scales:
+            quantization.require_vnni()
+            size = self.spec.preparation.image_size
+            detector.network = quantization.quantized(detector.network, self.spec.scales, size)
+            precision = "fp32"  # of the layers that are left
+        else:
+            detector.network = _folded(detector.network)
         detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._detector: Callable[[torch.Tensor], torch.Tensor] = detector
         on_gpu = self._device.type == "cuda"
@@ -65,6 +69,14 @@ class Predictor:
             return models.fake_logit(self._detector(batch)).float()
 
 
+def evaluated(model: str) -> tuple[bundle.Spec, models.Detector]:
+    """A bundle's spec, and its network with its normalisation, in evaluation mode."""
+    spec, arrays = bundle.load(model)
+    network = models.build(spec.arch)
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, strict=True)
+    return spec, models.Detector(_pools_folded(network.eval()), spec.preparation).eval()
+
+
 def _folded(network: nn.Module) -> nn.Module:
     """The network with its batch norms folded into the convolutions before them, which saves their passes over memory;
     as it is, where it cannot be traced.
@@ -72,7 +84,7 @@ def _folded(network: nn.Module) -> nn.Module:
     from torch.fx.experimental.optimization import fuse
 
     try:
-        return fuse(_pools_folded(network))
+        return fuse(network)
     except Exception:  # whatever a forward pass that branches on its values makes the tracer raise
         return network
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from deepfake_ray import schema, storage
-from deepfake_ray.config import EvaluateConfig, TrainConfig
+from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.manifest import Manifest, count, list_images
 from deepfake_ray.schema import FAKE_NAMES, REAL_NAMES, SPLIT_NAMES
@@ -64,7 +64,7 @@ def read_labelled(
     return Manifest(table, manifest.other_files)
 
 
-def labelled(config: TrainConfig | EvaluateConfig) -> Manifest:
+def labelled(config: TrainConfig | EvaluateConfig | QuantizeConfig) -> Manifest:
     """`read_labelled`, as a job is configured."""
     return read_labelled(
         config.data,

@@ -1,5 +1,6 @@
 """Labels and scores -> numbers. scikit-learn's functions where it has them. Knows neither Ray nor torch."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -140,3 +141,30 @@ def choose_thresholds(labels: ArrayLike, p_fake: ArrayLike) -> dict[str, float]:
     for name, limit in (("fpr_1", 0.01), ("fpr_5", 0.05)):
         chosen[name] = float(candidates[np.argmax(fpr <= limit + 1e-12)])
     return chosen
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What is chosen on a validation split, and the figures there, which flatter the model for that."""
+
+    temperature: float
+    thresholds: dict[str, float]
+    figures: dict[str, float | None]
+
+
+def tune(labels: ArrayLike, logits: ArrayLike) -> Tuned:
+    """Temperature and thresholds of a model.
+
+    Args:
+        labels: int (N,), REAL or FAKE.
+        logits: float (N,), before temperature.
+    """
+    temperature = fit_temperature(labels, logits)
+    p_fake = expit(np.asarray(logits, np.float64) / temperature)
+    at_half = at_threshold(labels, p_fake, 0.5)
+    figures = {
+        **threshold_free(labels, logits, temperature),
+        "accuracy": at_half["accuracy"],
+        "balanced_accuracy": at_half["balanced_accuracy"],
+    }
+    return Tuned(temperature, choose_thresholds(labels, p_fake), figures)

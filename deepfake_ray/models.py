@@ -78,10 +78,14 @@ class Detector(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(preparation.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(preparation.std).view(1, 3, 1, 1), persistent=False)
 
+    def normalized(self, images: Tensor) -> Tensor:
+        """float32 (B, 3, H, W), what the network is given."""
+        x = images.permute(0, 3, 1, 2).float()  # a view, in channels_last order
+        return (x - self.mean) / self.std
+
     def forward(self, images: Tensor) -> Tensor:
         """Normalise on the device, then classify."""
-        x = images.permute(0, 3, 1, 2).float()  # a view: (B, 3, H, W) in channels_last order
-        return self.network((x - self.mean) / self.std).float()
+        return self.network(self.normalized(images)).float()
 
 
 def fake_logit(outputs: Tensor) -> Tensor:

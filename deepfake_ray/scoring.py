@@ -86,6 +86,11 @@ def score_manifest(
             f"crops above 1 need a model that was trained on crops: got {config.crops}, and {config.model} resizes the "
             "whole image; leave it out, or train with --recipe robust."
         )
+    if model.scales and (config.compile or config.use_gpu == "yes" or config.precision == "bf16"):
+        raise UserError(
+            f"A quantised model runs on CPUs, in integers: {config.model} cannot be used with --compile, --use-gpu yes "
+            "or --precision bf16; leave them out, or give the model that it was made of."
+        )
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
         run = storage.read_json(run_uri)
@@ -95,7 +100,7 @@ def score_manifest(
         storage.require_new_output(output, resumable=True)
 
     def plan(nodes: Sequence[Node]) -> ScoringPlacement:
-        return plan_scoring(nodes, config.num_workers, config.use_gpu)
+        return plan_scoring(nodes, config.num_workers, "no" if model.scales else config.use_gpu)
 
     placement = planned(plan)
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)

@@ -297,19 +297,12 @@ def _write_bundle(
         state = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
         with np.load(Path(folder, VALIDATION_FILE)) as validation:
             logits, labels = validation["logits"], validation["labels"]
-    temperature = metrics.fit_temperature(labels, logits)
-    p_fake = bundle.p_fake_of(logits, temperature)
-    at_half = metrics.at_threshold(labels, p_fake, 0.5)
-    figures = {
-        **metrics.threshold_free(labels, logits, temperature),
-        "accuracy": at_half["accuracy"],
-        "balanced_accuracy": at_half["balanced_accuracy"],
-    }
+    tuned = metrics.tune(labels, logits)
     spec = bundle.Spec(
         arch=config.arch,
         preparation=preparation,
-        temperature=temperature,
-        thresholds=metrics.choose_thresholds(labels, p_fake),
+        temperature=tuned.temperature,
+        thresholds=tuned.thresholds,
         provenance={
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": settings,
@@ -319,7 +312,7 @@ def _write_bundle(
                 "num_images": counts,
             },
             "best_epoch": len(state["history"]),
-            "validation": figures,
+            "validation": tuned.figures,
         },
     )
     return bundle.save(uri, spec, {key: value.numpy() for key, value in state["network"].items()})

@@ -7,18 +7,20 @@ import pytest
 from conftest import ROOT
 
 from deepfake_ray import cli
-from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import UserError
 
 CONFIGS = {
     "train": TrainConfig,
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
+    "quantize": QuantizeConfig,
     "quickstart": QuickstartConfig,
 }
 MINIMAL = {
     TrainConfig: ["--data", "d", "--output", "o"],
     ScoreConfig: ["--images", "i", "--model", "m", "--output", "o"],
+    QuantizeConfig: ["--data", "d", "--model", "m", "--output", "o"],
     EvaluateConfig: ["--data", "d", "--model", "m", "--output", "o"],
 }
 
@@ -48,14 +50,14 @@ def test_pure_work_never_loads_ray():
     modules = [
         "allocator", "attention", "audit", "augment", "bundle", "comparison", "degradations", "fetch", "figures",
         "fingerprints", "images", "inference", "intervals", "isolation", "joining", "known", "listing", "loading",
-        "manifest", "measurement", "metrics", "mistakes", "models", "ranking", "report", "robustness", "s3", "sampling",
-        "scorer", "slices", "storage", "tables", "weights",
+        "manifest", "measurement", "metrics", "mistakes", "models", "quantization", "ranking", "report", "robustness",
+        "s3", "sampling", "scorer", "slices", "storage", "tables", "weights",
     ]  # fmt: skip
     assert loading(modules, ["ray"]) == ""
 
 
 def test_the_drivers_of_scoring_and_evaluation_need_no_torch():
-    assert loading(["scoring", "scorer", "parts", "evaluation"], ["torch"]) == ""
+    assert loading(["scoring", "scorer", "parts", "evaluation", "quantizing"], ["torch"]) == ""
 
 
 @pytest.mark.parametrize("job", CONFIGS)

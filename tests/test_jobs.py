@@ -17,9 +17,11 @@ from datetime import UTC, datetime
 
 import hostile
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from chunks import scorer_spec
 from conftest import ROOT
 from PIL import Image
@@ -281,6 +283,40 @@ def test_an_image_in_two_splits_is_refused_or_named(ray_2_cpus, sample_folder, t
 def test_crops_need_a_model_that_crops(trained, sample_folder, tmp_path):
     with pytest.raises(UserError, match="crops above 1 need a model that was trained on crops: got 4"):
         score(images=sample_folder, model=trained / "model", output=tmp_path / "o", crops=4)
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with VNNI")
+def test_a_quantised_model_has_thresholds_of_its_own_and_nearly_the_same_scores(trained, sample_folder, tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    from deepfake_ray import bundle
+    from deepfake_ray.config import QuantizeConfig
+    from deepfake_ray.quantizing import quantize
+
+    model, output = str(trained / "model"), str(tmp_path / "int8")
+    before = bundle.load_spec(model)
+    after = quantize(QuantizeConfig(data=str(sample_folder), model=model, output=output, calibration_images=40))
+    assert after == bundle.load_spec(f"{output}/model")
+    assert after.scales
+    assert (after.sha256, after.preparation) == (before.sha256, before.preparation)
+    assert after.thresholds != before.thresholds
+    validation = pd.read_parquet(f"{output}/validation/predictions")
+    assert set(validation.split) == {"validation"}
+    auc = roc_auc_score(validation.true_label == "fake", validation.logit)
+    assert after.provenance["validation"]["roc_auc"] == pytest.approx(auc, abs=1e-12)
+    assert auc == pytest.approx(before.provenance["validation"]["roc_auc"], abs=0.02)
+    assert (tmp_path / "int8" / "model" / "training_images.parquet").exists()
+
+    score(images=sample_folder / "Test", model=model, output=tmp_path / "a")
+    score(images=sample_folder / "Test", model=f"{output}/model", output=tmp_path / "b")
+    floating, integer = (pd.read_parquet(tmp_path / name / "predictions") for name in "ab")
+    assert np.corrcoef(floating.logit, integer.logit)[0, 1] > 0.99
+    assert set(integer.model_id) == {after.model_id} != set(floating.model_id)
+    for wrong in ({"compile": True}, {"use_gpu": "yes"}, {"precision": "bf16"}):
+        with pytest.raises(UserError, match="A quantised model runs on CPUs"):
+            score(images=sample_folder / "Test", model=f"{output}/model", output=tmp_path / "c", **wrong)
+    with pytest.raises(UserError, match="quantised already"):
+        quantize(QuantizeConfig(data=str(sample_folder), model=f"{output}/model", output=str(tmp_path / "d")))
 
 
 def test_nothing_scored_is_a_failure_with_rows(trained, tmp_path):

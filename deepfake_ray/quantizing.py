@@ -1,0 +1,103 @@
+"""`quantize(config)`: a bundle -> one that computes in 8-bit integers, with thresholds of its own. The driver."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+from numpy.typing import NDArray
+
+from deepfake_ray import bundle, fingerprints, manifest, measurement, metrics, schema, storage
+from deepfake_ray.config import EvaluateConfig, QuantizeConfig
+from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.images import Limits
+from deepfake_ray.labels import labelled, of_split
+from deepfake_ray.loading import Loader
+from deepfake_ray.progress import say
+from deepfake_ray.scoring import read_predictions, score_manifest
+
+BATCH_SIZE = 16
+
+
+def quantize(config: QuantizeConfig) -> bundle.Spec:
+    """Quantise as configured and write OUTPUT/model; returns its spec.
+
+    The scales of the activations are those of some training images; temperature and thresholds are chosen anew, on the
+    validation split, as in training.
+
+    Raises:
+        UserError: see the messages.
+        JobError: no image could be read.
+    """
+    output = storage.absolute(config.output)
+    storage.require_new_output(output)
+    spec, arrays = bundle.load(config.model)
+    if spec.scales:
+        raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
+    images = labelled(config)
+    train, validation = (of_split(images, split, config.data) for split in (schema.TRAIN, schema.VALIDATION))
+    drawn = np.random.default_rng(config.seed).permutation(len(train.table))[: config.calibration_images]
+    uris = train.table["uri"].take(pa.array(np.sort(drawn))).to_pylist()
+    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+    say(f"calibration on {len(uris):,} training images")
+    calibrated = ray.remote(num_cpus=1)(_calibrated).remote(storage.absolute(config.model), uris, limits)
+    scales: bundle.Scales | str = ray.get(calibrated)
+    if isinstance(scales, str):
+        raise UserError(f"model must be one that can be quantised: {config.model}: {scales}; take another arch.")
+    if not scales:
+        raise JobError(f"none of {len(uris):,} training images can be read, such as {uris[0]}")
+    place = storage.join(output, "model")
+    quantised = bundle.save(place, replace(spec, scales=scales), arrays)
+    scoring = EvaluateConfig(
+        data=config.data,
+        model=place,
+        output=storage.join(output, schema.VALIDATION),
+        use_gpu="no",
+        seed=config.seed,
+        max_image_bytes=config.max_image_bytes,
+        max_image_pixels=config.max_image_pixels,
+        shared_storage=config.shared_storage,
+    )
+    page = manifest.Page(validation.table, validation.other_files)
+    score_manifest(scoring, [config.data], lambda: [page])
+    rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
+    labels, logits, _ = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
+    tuned = metrics.tune(labels, logits)
+    before = spec.provenance.get("validation", {})
+    provenance = {**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id}
+    quantised = replace(quantised, temperature=tuned.temperature, thresholds=tuned.thresholds, provenance=provenance)
+    quantised = bundle.save(place, quantised, arrays)
+    trained = fingerprints.load(config.model)
+    if trained is not None:
+        fingerprints.save(place, trained)
+    storage.mark_finished(output)
+    for name in ("roc_auc", "balanced_accuracy"):
+        say(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
+    say(f"  model  {place}")
+    return quantised
+
+
+def _calibrated(model: str, uris: list[str], limits: Limits) -> bundle.Scales | str:
+    """Runs on a worker; a string says why the model cannot be quantised."""
+    import torch
+
+    from deepfake_ray.inference import evaluated
+    from deepfake_ray.quantization import calibrate
+
+    spec, detector = evaluated(model)
+    loader = Loader(limits=limits, preparation=spec.preparation)
+    pixels = [image.crops[0] for image in loader.load_all(uris) if image.error is None]
+
+    def batches() -> Iterator[torch.Tensor]:
+        for start in range(0, len(pixels), BATCH_SIZE):
+            batch: NDArray[np.uint8] = np.stack(pixels[start : start + BATCH_SIZE])
+            yield detector.normalized(torch.from_numpy(batch))
+
+    if not pixels:
+        return {}
+    try:
+        return calibrate(detector.network, batches())
+    except ValueError as error:
+        return str(error)
