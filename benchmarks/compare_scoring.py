@@ -6,13 +6,14 @@ batch, of 100 images in the case of that name.
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 
-writes NAME.md (the table), NAME.csv (each run) and NAME.png, and the tables of README.md.
+writes NAME.md (the table), NAME.csv (each run) and NAME.png, and the tables of README.md. --cases measures some anew.
 Needs pip install -e '.[bench]'.
 """
 
 import argparse
 import contextlib
 import csv
+import dataclasses
 import json
 import os
 import statistics
@@ -26,12 +27,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import simplejpeg
+import torch
 from PIL import Image
 from readme import into_readme, markdown, rate
 from score_throughput import make_bundle
 
 ROOT = Path(__file__).parents[1]
-OURS, ON_A_CLUSTER, LIMIT = "this project", "this project, Ray running", "limit"
+OURS, INTEGERS, ON_A_CLUSTER, LIMIT = "this project", "this project, int8", "this project, Ray running", "limit"
 PEERS = {
     LIMIT: "limit", "DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", "Daft": "daft_udf",
 }  # fmt: skip
@@ -138,11 +140,25 @@ def measure(name, paths, model, settings):
         return {"images_per_s": images_per_s, "startup_s": first - started, "memory_mib": memory.peak}
 
 
+def quantise(model, paths):
+    """The bundle in 8-bit integers, beside it."""
+    from deepfake_ray import bundle, quantization
+    from deepfake_ray.images import Limits
+    from deepfake_ray.inference import evaluated
+    from deepfake_ray.loading import Loader
+
+    spec, detector = evaluated(model)
+    loader = Loader(limits=Limits(max_bytes=10**9, max_pixels=10**9), preparation=spec.preparation)
+    pixels = torch.from_numpy(np.stack([image.crops[0] for image in loader.load_all(paths)]))
+    scales = quantization.calibrate(detector.network, [detector.normalized(pixels)])
+    bundle.save(f"{model}-int8", dataclasses.replace(spec, scales=scales), bundle.load(model)[1])
+
+
 def compare(case, paths, expected, model, rounds):
     """All runs of a case. The peers' settings are searched first, on fewer images; then each system gets as many as
     should take it so many seconds.
     """
-    best, rates = {OURS: None}, {OURS: expected}
+    best, rates = {}, {}
     few = paths[: max(int(expected * SECONDS / 3), 200)]  # some batches for each process
     for name in PEERS:
         tried = {
@@ -152,12 +168,13 @@ def compare(case, paths, expected, model, rounds):
         best[name] = max(tried, key=tried.get)
         rates[name] = tried[best[name]]
         print(f"{case}, {name}: " + ", ".join(f"{s}: {rate(found)}" for s, found in tried.items()), flush=True)
-    rates[OURS] = rates[LIMIT]
+    rates |= {OURS: rates[LIMIT], INTEGERS: 3 * rates[LIMIT]}
     rows = []
     for round_number in range(rounds):
-        for name in [LIMIT, OURS, *(name for name in best if name not in (LIMIT, OURS))]:
-            found = measure(name, paths[: int(SECONDS * rates[name])], model, best[name])
-            rows.append({"case": case, "system": name, "round": round_number, "settings": best[name], **found})
+        for name in (LIMIT, OURS, INTEGERS, *(name for name in best if name != LIMIT)):
+            place = f"{model}-int8" if name == INTEGERS else model
+            found = measure(name, paths[: int(SECONDS * rates[name])], place, best.get(name))
+            rows.append({"case": case, "system": name, "round": round_number, "settings": best.get(name), **found})
             print(rows[-1], flush=True)
     return rows
 
@@ -219,10 +236,13 @@ def cost(rows):
     """Markdown: what was measured, by core, and what follows from it at a price."""
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows if row["case"] != START_UP):
-        of_core = median(rows, case, OURS, "images_per_s") / os.cpu_count()
-        hours = 1e6 / of_core / 3600
-        lines.append([case, rate(of_core), f"{hours:,.1f}", f"{hours * DOLLARS_PER_CORE_HOUR:,.2f} $"])
-    return markdown(["case", "images/s a core", "core hours a million images", "a million images"], lines)
+        measured = {row["system"] for row in rows if row["case"] == case}
+        for system in (system for system in (OURS, INTEGERS) if system in measured):
+            of_core = median(rows, case, system, "images_per_s") / os.cpu_count()
+            hours = 1e6 / of_core / 3600
+            price = f"{hours * DOLLARS_PER_CORE_HOUR:,.2f} $"
+            lines.append([case, system, rate(of_core), f"{hours:,.1f}", price])
+    return markdown(["case", "", "images/s a core", "core hours a million images", "a million images"], lines)
 
 
 def picture(rows, place):
@@ -254,6 +274,16 @@ def write(rows, output):
     into_readme("cost", cost(rows))
 
 
+def kept(output):
+    """What an earlier command measured; its cases that are measured anew are replaced."""
+    if not Path(f"{output}.csv").exists():
+        return []
+    with open(f"{output}.csv") as file:
+        rows = list(csv.DictReader(file))
+    numbers = ("images_per_s", "startup_s", "memory_mib")
+    return [row | {name: float(row[name]) for name in numbers} for row in rows]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faces", required=True, help="JPEGs of some 224 px")
@@ -263,7 +293,7 @@ def main():
     parser.add_argument("--cases", nargs="+", default=["start-up", "32", "128", "224", "12mp"])
     options = parser.parse_args()
     faces, small = (sorted(map(str, Path(folder).rglob("*.jpg"))) for folder in (options.faces, options.small))
-    rows = []
+    rows = kept(options.output)
     with tempfile.TemporaryDirectory() as scratch:
         large = large_jpegs(faces, Path(scratch, "large"), 24) if "12mp" in options.cases else []
         cases = {  # arch, image size, files, about how many images/s to expect
@@ -278,10 +308,12 @@ def main():
             model = f"{scratch}/model-{key}"
             make_bundle(model, arch, image_size)
             folder = Path(scratch, f"images-{key}")
+            rows = [row for row in rows if row["case"] != case]
             if key == "start-up":
                 rows += compare_start_up(repeated(paths, 100, folder), model, options.rounds)
             else:
-                chosen = repeated(paths, int(3 * SECONDS * expected), folder)
+                chosen = repeated(paths, int(4 * SECONDS * expected), folder)
+                quantise(model, chosen[:24])
                 rows += compare(case, chosen, expected, model, options.rounds)
             write(rows, options.output)
     print(table(rows))
