@@ -71,9 +71,10 @@ def quantized(network: nn.Module, scales: Scales, image_size: int) -> nn.Module:
             raise ValueError(f"{len(names)} activations, and scales of {len(scales)}")
         for name in names:
             scale, zero_point = scales[name]
-            setattr(
-                prepared, name, FixedQParamsObserver(scale, zero_point, dtype=torch.quint8, quant_min=0, quant_max=255)
+            fixed = FixedQParamsObserver(  # type: ignore[no-untyped-call]
+                scale, zero_point, dtype=torch.quint8, quant_min=0, quant_max=255
             )
+            setattr(prepared, name, fixed)
         found: nn.Module = convert_fx(prepared)
         return found
 
@@ -82,7 +83,7 @@ def _prepared(network: nn.Module, example: Tensor) -> Any:
     from torch.ao.quantization import HistogramObserver, PerChannelMinMaxObserver, QConfig, QConfigMapping
     from torch.ao.quantization.quantize_fx import prepare_fx
 
-    everywhere = QConfig(
+    everywhere = QConfig(  # type: ignore[no-untyped-call]
         # All 8 bits: what would overflow without VNNI is not run there.
         activation=HistogramObserver.with_args(dtype=torch.quint8, reduce_range=False),
         weight=PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric),

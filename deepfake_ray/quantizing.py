@@ -32,7 +32,12 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
         JobError: no image could be read.
     """
     output = storage.absolute(config.output)
-    storage.require_new_output(output)
+    place = storage.join(output, "model")
+    if config.resume and storage.is_finished(output):
+        say(f"{output} is finished already; nothing to do")
+        return bundle.load_spec(place)
+    if not config.resume:
+        storage.require_new_output(output, resumable=True)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
@@ -48,13 +53,13 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
         raise UserError(f"model must be one that can be quantised: {config.model}: {scales}; take another arch.")
     if not scales:
         raise JobError(f"none of {len(uris):,} training images can be read, such as {uris[0]}")
-    place = storage.join(output, "model")
     quantised = bundle.save(place, replace(spec, scales=scales), arrays)
     scoring = EvaluateConfig(
         data=config.data,
         model=place,
         output=storage.join(output, schema.VALIDATION),
         use_gpu="no",
+        resume=config.resume,
         seed=config.seed,
         max_image_bytes=config.max_image_bytes,
         max_image_pixels=config.max_image_pixels,
