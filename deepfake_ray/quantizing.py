@@ -17,6 +17,7 @@ from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
 from deepfake_ray.progress import say
 from deepfake_ray.scoring import read_predictions, score_manifest
+from deepfake_ray.session import check_places
 
 BATCH_SIZE = 16
 
@@ -38,26 +39,38 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
         return bundle.load_spec(place)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
+    check_places([config.model, config.data], output, shared_storage=config.shared_storage)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
     images = labelled(config)
-    train, validation = (of_split(images, split, config.data) for split in (schema.TRAIN, schema.VALIDATION))
-    drawn = np.random.default_rng(config.seed).permutation(len(train.table))[: config.calibration_images]
-    uris = train.table["uri"].take(pa.array(np.sort(drawn))).to_pylist()
-    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-    say(f"calibration on {len(uris):,} training images")
-    calibrated = ray.remote(num_cpus=1)(_calibrated).remote(storage.absolute(config.model), uris, limits)
-    scales: bundle.Scales | str = ray.get(calibrated)
-    if isinstance(scales, str):
-        raise UserError(f"model must be one that can be quantised: {config.model}: {scales}; take another arch.")
-    if not scales:
-        raise JobError(f"none of {len(uris):,} training images can be read, such as {uris[0]}")
-    quantised = bundle.save(place, replace(spec, scales=scales), arrays)
+    scales = _scales(of_split(images, schema.TRAIN, config.data).table["uri"], config)
+    untuned = bundle.save(place, replace(spec, scales=scales), arrays)
+    tuned = _tuned(place, of_split(images, schema.VALIDATION, config.data), config)
+    quantised = replace(
+        untuned,
+        temperature=tuned.temperature,
+        thresholds=tuned.thresholds,
+        provenance={**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id},
+    )
+    quantised = bundle.save(place, quantised, arrays)
+    trained = fingerprints.load(config.model)
+    if trained is not None:
+        fingerprints.save(place, trained)
+    storage.mark_finished(output)
+    before = spec.provenance.get("validation", {})
+    for name in ("roc_auc", "balanced_accuracy"):
+        say(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
+    say(f"  model  {place}")
+    return quantised
+
+
+def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) -> metrics.Tuned:
+    """What the quantised model's scores of the validation split ask for."""
     scoring = EvaluateConfig(
         data=config.data,
         model=place,
-        output=storage.join(output, schema.VALIDATION),
+        output=storage.join(storage.absolute(config.output), schema.VALIDATION),
         use_gpu="no",
         resume=config.resume,
         seed=config.seed,
@@ -69,19 +82,22 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     score_manifest(scoring, [config.data], lambda: [page])
     rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
     labels, logits, _ = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
-    tuned = metrics.tune(labels, logits)
-    before = spec.provenance.get("validation", {})
-    provenance = {**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id}
-    quantised = replace(quantised, temperature=tuned.temperature, thresholds=tuned.thresholds, provenance=provenance)
-    quantised = bundle.save(place, quantised, arrays)
-    trained = fingerprints.load(config.model)
-    if trained is not None:
-        fingerprints.save(place, trained)
-    storage.mark_finished(output)
-    for name in ("roc_auc", "balanced_accuracy"):
-        say(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
-    say(f"  model  {place}")
-    return quantised
+    storage.delete_directory(scoring.output)  # p_fake there is by the temperature of before
+    return metrics.tune(labels, logits)
+
+
+def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:
+    drawn = np.random.default_rng(config.seed).permutation(len(train))[: config.calibration_images]
+    uris = train.take(pa.array(np.sort(drawn))).to_pylist()
+    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+    say(f"calibration on {len(uris):,} training images")
+    calibrated = ray.remote(num_cpus=1)(_calibrated)
+    scales: bundle.Scales | str = ray.get(calibrated.remote(storage.absolute(config.model), uris, limits))
+    if isinstance(scales, str):
+        raise UserError(f"model must be one that can be quantised: {config.model}: {scales}; take another arch.")
+    if not scales:
+        raise JobError(f"none of {len(uris):,} training images can be read, such as {uris[0]}")
+    return scales
 
 
 def _calibrated(model: str, uris: list[str], limits: Limits) -> bundle.Scales | str:
