@@ -94,7 +94,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     cases = {
-        "cnn, 32 px, batches of 128": (options.small, "cnn", "32", "128", "4"),
+        "cnn, 32 px, batches of 128": (options.small, "cnn", "32", "128", "3"),
         "resnet50, 96 px, batches of 32": (options.faces, "resnet50", "96", "32", "2"),
     }
     rows = []

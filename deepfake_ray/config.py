@@ -194,8 +194,9 @@ class _ScoringConfig:
     """Stop early when more than this share of the images, after the first 1,000, cannot be read; or when the storage
     fails for more than this share of any 1,000 images that follow one another."""
     compile: bool = False
-    """Compile the model for the machine first, which takes a minute or two and a C++ compiler: a ResNet50 is some .2
-    faster on a CPU, and its logits are the same to five digits."""
+    """Compile the model for the machine first, which takes a minute or two and a C++ compiler; its logits are the same
+    to five digits. Whether it pays depends on the machine: a ResNet50 became 1.2 times as fast in one process, and no
+    faster in two that shared a CPU's memory."""
     profile: bool = False
     """Write into run.json where the time went: seconds and share of fetching, decoding, the model and writing, and
     Ray Data's statistics."""
