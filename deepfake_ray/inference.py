@@ -17,7 +17,7 @@ class Predictor:
     Args:
         model: the bundle's place.
         device: `cpu` or `cuda`.
-        precision: auto, bf16 or fp32, see `models.autocast`.
+        precision: auto, bf16 or fp32, see `models.autocast`; without effect on a quantised bundle.
         num_threads: that torch computes with on a CPU.
         compiled_for: images a batch; the network is compiled for them by TorchInductor, weights frozen, before this
             returns. Another number is compiled anew. None: it is not compiled.
@@ -70,7 +70,7 @@ class Predictor:
 
 
 def evaluated(model: str) -> tuple[bundle.Spec, models.Detector]:
-    """A bundle's spec, and its network with its normalisation, in evaluation mode."""
+    """A bundle's spec, and its network with its normalisation, in evaluation mode, on the CPU, in floating point."""
     spec, arrays = bundle.load(model)
     network = models.build(spec.arch)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, strict=True)

@@ -9,6 +9,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_expit
 from sklearn import metrics as sk
 
+from deepfake_ray.bundle import p_fake_of
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
@@ -160,7 +161,7 @@ def tune(labels: ArrayLike, logits: ArrayLike) -> Tuned:
         logits: float (N,), before temperature.
     """
     temperature = fit_temperature(labels, logits)
-    p_fake = expit(np.asarray(logits, np.float64) / temperature)
+    p_fake = p_fake_of(logits, temperature)  # as in scoring, to the bit: thresholds are values of it
     at_half = at_threshold(labels, p_fake, 0.5)
     figures = {
         **threshold_free(labels, logits, temperature),
