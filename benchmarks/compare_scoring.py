@@ -1,8 +1,8 @@
 """Scoring against its peers: one after the other, several rounds, over the same images with the same weights and
 precision, each peer with the best of some settings. images/s are counted from when each process has finished its first
-batch to the end of the last one (this project's own, from run.json, from the first batch's start to the last write);
-memory is the proportional set size of all its processes; start-up is the time from the command to the first finished
-batch, of 100 images in the case of that name.
+batch to the end of the last one, and what a first batch takes beyond 10 seconds counts too (this project's own, from
+run.json, from the first batch's start to the last write). Memory is the proportional set size of all its processes;
+start-up is the time from the command to the first finished batch, of 100 images in the case of that name.
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 
@@ -12,7 +12,6 @@ Needs pip install -e '.[bench]'.
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import json
 import os
@@ -29,19 +28,22 @@ import psutil
 import simplejpeg
 import torch
 from PIL import Image
-from readme import into_readme, markdown, rate
+from readme import into_readme, kept_runs, markdown, rate, write_runs
 from score_throughput import make_bundle
 
 ROOT = Path(__file__).parents[1]
+DAFT = "Daft"
 OURS, INTEGERS, ON_A_CLUSTER, LIMIT = "this project", "this project, int8", "this project, Ray running", "limit"
 PEERS = {
-    LIMIT: "limit", "DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", "Daft": "daft_udf",
+    LIMIT: "limit", "DataLoader": "dataloader", "timm": "timm_loader", "Ray's recipe": "ray_recipe", DAFT: "daft_udf",
 }  # fmt: skip
-SETTINGS = [(16, 2, 1), (32, 2, 1), (16, 1, 2)]
-"""Batch size, processes, torch's threads in each that computes."""
-SMALL_SETTINGS = [(16, 2, 1), (64, 2, 1), (64, 1, 2)]
+SETTINGS = [(16, 2, 1, 0), (32, 2, 1, 0), (16, 1, 2, 0)]
+"""Batch size, processes, torch's threads in each that computes, and whether Daft decodes a batch at a time."""
+SMALL_SETTINGS = [(16, 2, 1, 0), (64, 2, 1, 0), (64, 1, 2, 0)]
 SECONDS = 15.0
 """That a run is to take, once it runs."""
+SECONDS_TO_START = 10.0
+"""What the first batch takes beyond this counts: Daft may decode all images of a run before it hands out any."""
 START_UP = "start-up, 100 images"
 
 
@@ -109,10 +111,11 @@ def measure(name, paths, model, settings):
             command = [str(ROOT / "jobs" / "score.py"), "--images", str(listed), "--model", model]
         else:
             script = PEERS[name]
-            batch_size, workers, threads = settings
+            batch_size, workers, threads, in_batches = settings
             command = [
                 str(ROOT / "benchmarks" / "peers" / f"{script}.py"), "--images", str(listed), "--model", model,
                 "--batch-size", str(batch_size), "--workers", str(workers), "--threads", str(threads),
+                "--in-batches", str(in_batches),
             ]  # fmt: skip
         started = time.time()
         process = subprocess.Popen(
@@ -136,7 +139,8 @@ def measure(name, paths, model, settings):
             steady = max(of_process.values())  # the end of each process' first batch is no work of a measured second
             ended = max(when for when, _, _ in batches)
             done = sum(number for when, number, _ in batches if when > steady)
-            images_per_s = done / (ended - steady) if done else 0.0
+            ahead = max(0.0, first - started - SECONDS_TO_START)
+            images_per_s = done / (ended - steady + ahead) if done else 0.0
         return {"images_per_s": images_per_s, "startup_s": first - started, "memory_mib": memory.peak}
 
 
@@ -161,10 +165,10 @@ def compare(case, paths, expected, model, rounds):
     best, rates = {}, {}
     few = paths[: max(int(expected * SECONDS / 3), 200)]  # some batches for each process
     for name in PEERS:
-        tried = {
-            settings: measure(name, few, model, settings)["images_per_s"]
-            for settings in (SMALL_SETTINGS if expected > 1000 else SETTINGS)
-        }
+        possible = SMALL_SETTINGS if expected > 1000 else SETTINGS
+        if name == DAFT:
+            possible = [*possible, *((*settings, 1) for *settings, _ in possible[:2])]
+        tried = {settings: measure(name, few, model, settings)["images_per_s"] for settings in possible}
         best[name] = max(tried, key=tried.get)
         rates[name] = tried[best[name]]
         print(f"{case}, {name}: " + ", ".join(f"{s}: {rate(found)}" for s, found in tried.items()), flush=True)
@@ -264,24 +268,11 @@ def picture(rows, place):
 
 
 def write(rows, output):
-    with open(f"{output}.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_runs(rows, output)
     Path(f"{output}.md").write_text(table(rows) + "\n")
     picture(rows, f"{output}.png")
     into_readme("scoring", table(rows))
     into_readme("cost", cost(rows))
-
-
-def kept(output):
-    """What an earlier command measured; its cases that are measured anew are replaced."""
-    if not Path(f"{output}.csv").exists():
-        return []
-    with open(f"{output}.csv") as file:
-        rows = list(csv.DictReader(file))
-    numbers = ("images_per_s", "startup_s", "memory_mib")
-    return [row | {name: float(row[name]) for name in numbers} for row in rows]
 
 
 def main():
@@ -293,7 +284,7 @@ def main():
     parser.add_argument("--cases", nargs="+", default=["start-up", "32", "128", "224", "12mp"])
     options = parser.parse_args()
     faces, small = (sorted(map(str, Path(folder).rglob("*.jpg"))) for folder in (options.faces, options.small))
-    rows = kept(options.output)
+    rows = kept_runs(options.output, ("images_per_s", "startup_s", "memory_mib"))
     with tempfile.TemporaryDirectory() as scratch:
         large = large_jpegs(faces, Path(scratch, "large"), 24) if "12mp" in options.cases else []
         cases = {  # arch, image size, files, about how many images/s to expect

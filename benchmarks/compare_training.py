@@ -5,8 +5,8 @@ training steps on a batch that is in memory.
     python benchmarks/compare_training.py --small FOLDER --faces FOLDER --output benchmarks/results/NAME
 
 FOLDERs have Train/ and Validation/ with a folder for each class: some 10,000 images of 32 px, and some 1,000 faces.
-Writes NAME.md (the table) and NAME.csv (each run), and the table into README.md, if that has a place for it. Needs
-pip install -e '.[bench]'.
+Writes NAME.md (the table) and NAME.csv (each run), and the table into README.md, if that has a place for it. --cases
+measures some anew. Needs pip install -e '.[bench]'.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from readme import into_readme, markdown, rate
+from readme import into_readme, kept_runs, markdown, rate, write_runs
 
 ROOT = Path(__file__).parents[1]
 OURS, LIMIT = "this project", "limit"
@@ -92,20 +92,20 @@ def main():
     parser.add_argument("--faces", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", default=["cnn", "resnet50"])
     options = parser.parse_args()
     cases = {
-        "cnn, 32 px, batches of 128": (options.small, "cnn", "32", "128", "3"),
-        "resnet50, 96 px, batches of 32": (options.faces, "resnet50", "96", "32", "2"),
+        "cnn": ("cnn, 32 px, batches of 128", options.small, "cnn", "32", "128", "3"),
+        "resnet50": ("resnet50, 96 px, batches of 32", options.faces, "resnet50", "96", "32", "2"),
     }
-    rows = []
-    for case, values in cases.items():
+    rows = kept_runs(options.output, ("images_per_s", "besides_s", "data_wait_share"))
+    for key in options.cases:
+        case, *values = cases[key]
         names = ("--data", "--arch", "--image-size", "--global-batch-size", "--epochs")
         flags = [word for pair in zip(names, values, strict=True) for word in pair]
+        rows = [row for row in rows if row["case"] != case]
         rows += compare(case, [*flags, "--weights", "none"], options.rounds)
-        with open(f"{options.output}.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_runs(rows, options.output)
         Path(f"{options.output}.md").write_text(table(rows) + "\n")
         into_readme("training", table(rows))
     print(table(rows))

@@ -18,7 +18,7 @@ import simplejpeg
 import torch
 
 from deepfake_ray import models
-from deepfake_ray.images import Limits, Preparation, decode, prepare
+from deepfake_ray.images import DECODE_MARGIN, Limits, Preparation, decode, prepare
 from deepfake_ray.inference import _compiled, _folded
 from deepfake_ray.optimization import loss_sum, make_optimizer
 
@@ -103,7 +103,7 @@ def main():
         noise = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), np.uint8)
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(np.kron(noise, np.ones((8, 8, 1), np.uint8))), 90)
         limits = Limits(max_bytes=10**9, max_pixels=10**9)
-        reduced = Preparation(image_size=options.image_size, decode_margin=2)
+        reduced = Preparation(image_size=options.image_size, decode_margin=DECODE_MARGIN)
 
         def read(data=data, limits=limits, reduced=reduced):
             prepare(decode(data, limits, reduced.enough).pixels, reduced)

@@ -1,5 +1,6 @@
-"""Tables that the benchmarks write, and their places in README.md."""
+"""Tables that the benchmarks write: NAME.csv, Markdown, and their places in README.md."""
 
+import csv
 from pathlib import Path
 
 README = Path(__file__).parents[1] / "README.md"
@@ -13,6 +14,21 @@ def markdown(columns, rows):
 
 def rate(images_per_s):
     return f"{images_per_s:,.0f}" if images_per_s >= 100 else f"{images_per_s:.1f}"
+
+
+def write_runs(rows, output):
+    with open(f"{output}.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def kept_runs(output, numbers):
+    """What an earlier command measured; `numbers` are the columns that hold some."""
+    if not Path(f"{output}.csv").exists():
+        return []
+    with open(f"{output}.csv") as file:
+        return [row | {name: float(row[name]) for name in numbers} for row in csv.DictReader(file)]
 
 
 def into_readme(name, text):

@@ -25,12 +25,12 @@ def make_bundle(place, arch, image_size):
     import torch
 
     from deepfake_ray import bundle, models
-    from deepfake_ray.images import Preparation
+    from deepfake_ray.images import DECODE_MARGIN, Preparation
 
     torch.manual_seed(0)
     arrays = {key: value.numpy() for key, value in models.build(arch).state_dict().items()}
     thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
-    preparation = Preparation(image_size=image_size, decode_margin=2)  # as training writes it
+    preparation = Preparation(image_size=image_size, decode_margin=DECODE_MARGIN)  # as training writes it
     spec = bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds=thresholds)
     bundle.save(place, spec, arrays)
 

@@ -9,6 +9,7 @@ import struct
 import warnings
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ STRETCH, CROP = "stretch", "crop"
 Place = tuple[float, float]
 """Where a crop lies in its image, across and down: (0, 0) is the upper left corner, (1, 1) the lower right one."""
 CENTER: Place = (0.5, 0.5)
+
+DECODE_MARGIN = 1.5
+"""`Preparation.decode_margin` of new models: what is left to resize is antialiased as ever. At half the side that is
+decoded then, pixels of 12-megapixel JPEGs differ from those of whole decoding by .27 grey levels on average, 4 at most
+(benchmarks/results/peers_2cpu_20261123.md).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +63,7 @@ class Preparation:
     std: tuple[float, float, float] = IMAGENET_STD
     reencode: int | None = None
     """Afterwards the square goes through a JPEG of this quality, so that all images share its traces."""
-    decode_margin: int | None = None
+    decode_margin: float | None = None
     """With `stretch`: JPEGs are decoded at the smallest of libjpeg's scales at which both sides are at least so many
     times `image_size`, which for large ones is several times faster. None: at their full size."""
 
@@ -65,7 +72,7 @@ class Preparation:
         """Pixels that each side of a decoded image has to have at least; None: all that there are."""
         if self.decode_margin is None or self.resize != STRETCH:
             return None
-        return self.decode_margin * self.image_size
+        return ceil(self.decode_margin * self.image_size)
 
     def to_json(self) -> dict[str, Any]:
         """For model.json; what is None is left out."""

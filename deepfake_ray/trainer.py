@@ -28,6 +28,10 @@ from deepfake_ray.sampling import Position, Sampler
 
 Part = TypeVar("Part")
 
+# Rank 0's statistics are shared before they are used, see `_share_buffers`, not before each step; and gradients are
+# not copied back from where they were exchanged.
+_DDP = {"broadcast_buffers": False, "gradient_as_bucket_view": True}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSpec:
@@ -138,7 +142,7 @@ class _Loop:
             if prepared_for is not head_alone:
                 train_head_alone(self.detector.network, self.config.arch, head_alone)
                 # Anew, because DDP looks once at what needs gradients.
-                self.model = ray.train.torch.prepare_model(self.detector)
+                self.model = ray.train.torch.prepare_model(self.detector, parallel_strategy_kwargs=_DDP)
                 prepared_for = head_alone
             self._train_epoch(epoch, batches, started, head_alone=head_alone)
             validation, logits, labels = self._validate(batches)

@@ -24,7 +24,7 @@ from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
-from deepfake_ray.images import CROP, STRETCH, Limits, Preparation, decode
+from deepfake_ray.images import CROP, DECODE_MARGIN, STRETCH, Limits, Preparation, decode
 from deepfake_ray.labels import labelled
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import TrainingTables, image_facts
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
-DECODE_MARGIN = 2
-"""Twice the model's side is decoded of large JPEGs at least, so that what is left to resize is antialiased as ever."""
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
 

@@ -161,6 +161,7 @@ def test_a_cut_jpeg_is_truncated_at_any_scale():
 def test_how_far_a_preparation_needs_a_jpeg():
     assert Preparation(image_size=32).enough is None
     assert Preparation(image_size=32, decode_margin=2).enough == 64
+    assert Preparation(image_size=33, decode_margin=1.5).enough == 50
     assert Preparation(image_size=32, decode_margin=2, resize=CROP).enough is None
     assert Preparation.from_json(Preparation(image_size=32, decode_margin=2).to_json()).decode_margin == 2
     assert "decode_margin" not in Preparation(image_size=32).to_json()  # a bundle from before keeps its id

@@ -25,6 +25,8 @@ def main():
 
     predictor = Predictor()
     frame = daft.from_pydict({"uri": options.paths})
+    if options.in_batches:
+        frame = frame.into_batches(options.batch_size)
     image = daft.functions.decode_image(daft.functions.download(col("uri")), mode="RGB")
     frame = frame.with_column("image", daft.functions.resize(image, size, size))
     frame = frame.select(col("uri"), predictor(col("image")).alias("p_fake"))

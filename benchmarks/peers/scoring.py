@@ -18,6 +18,7 @@ def arguments(description):
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--in-batches", type=int, default=0, help="1: Daft reads and decodes a batch at a time, too")
     found = parser.parse_args()
     Path(found.output).mkdir(parents=True)
     found.paths = Path(found.images).read_text().splitlines()
