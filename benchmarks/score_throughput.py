@@ -25,7 +25,7 @@ def make_bundle(place, arch, image_size):
     import torch
 
     from deepfake_ray import bundle, models
-    from deepfake_ray.images import DECODE_MARGIN, Preparation
+    from deepfake_ray.preparation import DECODE_MARGIN, Preparation
 
     torch.manual_seed(0)
     arrays = {key: value.numpy() for key, value in models.build(arch).state_dict().items()}
@@ -39,8 +39,9 @@ def _bare_loop(model, paths, batch_size, tuned, barrier, times):
     import numpy as np
 
     from deepfake_ray.allocator import keep_freed_memory
-    from deepfake_ray.images import Limits, decode, prepare
+    from deepfake_ray.images import Limits, decode
     from deepfake_ray.inference import Predictor
+    from deepfake_ray.preparation import prepare
 
     if tuned:
         keep_freed_memory()

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from deepfake_ray.images import Pixels, Place
+from deepfake_ray.images import Pixels
+from deepfake_ray.preparation import Place
 
 ROTATION_DEGREES = 10.0
 ROTATION_SHARE = 0.5

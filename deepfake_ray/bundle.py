@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deepfake_ray import storage
 from deepfake_ray.errors import UserError
-from deepfake_ray.images import STRETCH, Preparation
+from deepfake_ray.preparation import STRETCH, Preparation
 from deepfake_ray.schema import CLASSES
 
 FORMAT_VERSION = 1

@@ -12,7 +12,8 @@ from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
 from deepfake_ray.fingerprints import perceptual_hash
-from deepfake_ray.images import CENTER, Limits, Pixels, Place, Preparation, decode, header, prepare
+from deepfake_ray.images import Limits, Pixels, decode, header
+from deepfake_ray.preparation import CENTER, Place, Preparation, prepare
 from deepfake_ray.stopwatch import Stopwatch
 from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from deepfake_ray import bundle, schema
 from deepfake_ray.errors import ImageError
-from deepfake_ray.images import Limits, Pixels, decode, prepare
+from deepfake_ray.images import Limits, Pixels, decode
+from deepfake_ray.preparation import prepare
 
 PER_CLASS = 8
 MIN_SIDE = 160

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deepfake_ray.errors import UserError
-from deepfake_ray.images import Preparation
+from deepfake_ray.preparation import Preparation
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,11 @@ from ray.util.annotations import RayDeprecationWarning
 
 from deepfake_ray import augment, manifest
 from deepfake_ray.errors import JobError
-from deepfake_ray.images import Limits, Preparation
+from deepfake_ray.images import Limits
 from deepfake_ray.isolation import Isolated
 from deepfake_ray.loading import Loader, read_facts
 from deepfake_ray.placement import ScoringPlacement, plan_reading
+from deepfake_ray.preparation import Preparation
 from deepfake_ray.sampling import Position, Sampler, Task
 from deepfake_ray.schema import CLASSES, FACTS, TRAIN, VALIDATION
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec

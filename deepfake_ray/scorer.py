@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from deepfake_ray import bundle, manifest, schema, storage
 from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.errors import OF_THE_STORAGE, ErrorCode, ImageError
-from deepfake_ray.images import Limits, Pixels, spread
+from deepfake_ray.images import Limits, Pixels
 from deepfake_ray.isolation import Items
 from deepfake_ray.known import Known
 from deepfake_ray.loading import Loaded, Loader
+from deepfake_ray.preparation import spread
 from deepfake_ray.stopwatch import Stopwatch
 
 if TYPE_CHECKING:

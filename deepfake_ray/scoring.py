@@ -21,12 +21,13 @@ from deepfake_ray import bundle, known, manifest, schema, storage
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
 from deepfake_ray.errors import OF_THE_STORAGE, JobError, UserError
-from deepfake_ray.images import CROP, Limits, Preparation
+from deepfake_ray.images import Limits
 from deepfake_ray.listing import Pick
 from deepfake_ray.monitoring import RunMetrics
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
+from deepfake_ray.preparation import CROP, Preparation
 from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, STAGES, Report, ScorerSpec
 from deepfake_ray.session import Patience, check_places

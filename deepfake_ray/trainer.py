@@ -20,10 +20,11 @@ from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.history import HistoryRow, Shard, Tally, problem_of, stops_early, summarise
-from deepfake_ray.images import Limits, Preparation
+from deepfake_ray.images import Limits
 from deepfake_ray.optimization import cosine_schedule, keep_statistics, loss_sum, make_optimizer, train_head_alone
 from deepfake_ray.pipeline import Batch, TrainingTables, training_batches
 from deepfake_ray.placement import TrainingPlacement
+from deepfake_ray.preparation import Preparation
 from deepfake_ray.sampling import Position, Sampler
 
 Part = TypeVar("Part")

@@ -24,11 +24,12 @@ from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
-from deepfake_ray.images import CROP, DECODE_MARGIN, STRETCH, Limits, Preparation, decode
+from deepfake_ray.images import Limits, decode
 from deepfake_ray.labels import labelled
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import TrainingTables, image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
+from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.progress import duration, say
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun

@@ -29,7 +29,7 @@ def untrained(tmp_path_factory):
     import torch
 
     from deepfake_ray import bundle, models
-    from deepfake_ray.images import Preparation
+    from deepfake_ray.preparation import Preparation
 
     place = str(tmp_path_factory.mktemp("bundle"))
     torch.manual_seed(0)

@@ -7,7 +7,8 @@ import simplejpeg
 from PIL import Image
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.images import CROP, Limits, Preparation, decode, jpeg_quality, prepare, sniff, spread
+from deepfake_ray.images import Limits, decode, jpeg_quality, sniff
+from deepfake_ray.preparation import CROP, Preparation, prepare, spread
 
 LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from deepfake_ray import bundle, models
-from deepfake_ray.images import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from deepfake_ray.inference import Predictor
+from deepfake_ray.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 
 
 def network_with_statistics(arch, *, positive=False):

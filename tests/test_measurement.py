@@ -7,7 +7,7 @@ from scipy.stats import binom, norm
 from sklearn import metrics as sk
 
 from deepfake_ray import bundle, intervals, measurement, metrics, schema, slices
-from deepfake_ray.images import Preparation
+from deepfake_ray.preparation import Preparation
 from deepfake_ray.ranking import Ranking
 
 

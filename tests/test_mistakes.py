@@ -10,7 +10,8 @@ from PIL import Image
 
 from deepfake_ray import bundle, mistakes, models
 from deepfake_ray.attention import GradCam
-from deepfake_ray.images import Limits, Preparation
+from deepfake_ray.images import Limits
+from deepfake_ray.preparation import Preparation
 from deepfake_ray.schema import FAKE, REAL
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)

@@ -90,8 +90,9 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     import torch
 
     from deepfake_ray import bundle, models
-    from deepfake_ray.images import CROP, Preparation, decode, spread
+    from deepfake_ray.images import decode
     from deepfake_ray.inference import Predictor
+    from deepfake_ray.preparation import CROP, Preparation, spread
 
     torch.manual_seed(1)
     arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}

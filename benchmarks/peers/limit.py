@@ -10,7 +10,8 @@ def loop(options, paths, barrier):
 
     from deepfake_ray.allocator import keep_freed_memory
     from deepfake_ray.bundle import load_spec
-    from deepfake_ray.images import Limits, decode, prepare
+    from deepfake_ray.images import Limits, decode
+    from deepfake_ray.preparation import prepare
 
     keep_freed_memory()
     model = Model(options.model, 1)
