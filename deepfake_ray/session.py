@@ -42,6 +42,8 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         # Processes beyond one a CPU are ended after a second without a task, and training has a task each second or
         # two: starting them over and over took a third of the CPU time.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        # Nobody takes this machine away while it trains; the actor that looks out for it costs a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     try:
         ray.init(
             address=address,

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deepfake_ray import __version__, audit, bundle, fingerprints, manifest, metrics, models, schema, storage, weights
 from deepfake_ray.autoscaling import planned
+from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
 from deepfake_ray.errors import ImageError, JobError, UserError
@@ -33,7 +34,7 @@ from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.progress import duration, say
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
-from deepfake_ray.trainer import Board, LoopSpec, train_loop
+from deepfake_ray.trainer import LoopSpec, train_loop
 from deepfake_ray.watching import Watcher
 
 log = logging.getLogger(__name__)
