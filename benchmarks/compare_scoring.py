@@ -163,7 +163,7 @@ def compare(case, paths, expected, model, rounds):
     should take it so many seconds.
     """
     best, rates = {}, {}
-    few = paths[: max(int(expected * SECONDS / 3), 200)]  # some batches for each process
+    few = paths[: max(int(expected * SECONDS / 3), 128)]  # some batches for each process
     for name in PEERS:
         possible = SMALL_SETTINGS if expected > 1000 else SETTINGS
         if name == DAFT:
