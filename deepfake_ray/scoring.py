@@ -7,7 +7,7 @@ that is scored twice (a lost worker, a killed driver) overwrites itself, and wha
 
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from math import ceil
@@ -20,7 +20,8 @@ import pyarrow.dataset as pads
 from deepfake_ray import bundle, known, manifest, schema, storage
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
-from deepfake_ray.errors import OF_THE_STORAGE, JobError, UserError
+from deepfake_ray.error_watch import ErrorWatch, by_code
+from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.listing import Pick
 from deepfake_ray.monitoring import RunMetrics
@@ -29,7 +30,7 @@ from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
 from deepfake_ray.progress import Progress, duration, say
-from deepfake_ray.scorer import MIN_IMAGES_TO_STOP, STAGES, Report, ScorerSpec
+from deepfake_ray.scorer import STAGES, Report, ScorerSpec
 from deepfake_ray.session import Patience, check_places
 
 RUN, MANIFEST = "run.json", "manifest"
@@ -142,7 +143,7 @@ def score_manifest(
     storage.write_json(run_uri, run)
     if not counts["num_ok"]:
         raise JobError(
-            f"no image could be scored: {_by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
+            f"no image could be scored: {by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
         )
     if not degradations:
         _say_result(run, spec.threshold, left_any=bool(left))
@@ -155,7 +156,7 @@ def _say_result(run: dict[str, Any], threshold: float, *, left_any: bool) -> Non
         f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
         f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold:.4f}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
-        + (f"; {run['num_errors']:,} errors ({_by_code(run['errors_by_code'])})" if run["num_errors"] else "")
+        + (f"; {run['num_errors']:,} errors ({by_code(run['errors_by_code'])})" if run["num_errors"] else "")
     )
     for warning in run["warnings"]:
         say(f"warning: {warning}")
@@ -238,7 +239,7 @@ class _Run:
 
     def __init__(self, spec: ScorerSpec, layout: Layout, plan: Callable[[Sequence[Node]], ScoringPlacement]):
         self._spec, self._layout, self._plan = spec, layout, plan
-        self._watch = _ErrorWatch(spec.max_error_share)
+        self._watch = ErrorWatch(spec.max_error_share)
         self._metrics = RunMetrics("score", spec.run_id)
         self._started_at, self._ended_at = float("inf"), 0.0
         self._num_known = 0
@@ -305,42 +306,6 @@ def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-class _ErrorWatch:
-    """Stops a run in which too many images cannot be read."""
-
-    def __init__(self, max_error_share: float):
-        self._max_share = max_error_share
-        self.done = 0
-        self.errors: Counter[str] = Counter()
-        self._recent: deque[Report] = deque()
-
-    def add(self, report: Report) -> None:
-        """Count a chunk.
-
-        Raises:
-            JobError: see `--max-error-share`.
-        """
-        self.done += report.num_images
-        self.errors += report.errors_by_code
-        self._recent.append(report)
-        while sum(one.num_images for one in self._recent) - self._recent[0].num_images >= MIN_IMAGES_TO_STOP:
-            self._recent.popleft()
-        recent = sum(one.num_images for one in self._recent)
-        failed = sum(one.errors_by_code[code] for one in self._recent for code in OF_THE_STORAGE)
-        if recent >= MIN_IMAGES_TO_STOP and failed > self._max_share * recent:
-            raise JobError(
-                f"stopped: of the last {recent:,} images the storage failed to give {failed:,} "
-                f"({_by_code(self.errors)}), over --max-error-share {self._max_share:g}; the last was "
-                f"{report.example}. Mend the cause and add --resume: they are tried again."
-            )
-        if self.done >= MIN_IMAGES_TO_STOP and self.errors.total() > self._max_share * self.done:
-            raise JobError(
-                f"stopped: {self.errors.total():,} of {self.done:,} images cannot be read ({_by_code(self.errors)}), "
-                f"over --max-error-share {self._max_share:g}; the last was {report.example}. If these are the images "
-                "that you mean, raise the share and add --resume."
-            )
-
-
 ONE_SIDED = 0.98
 """Warn when more than this share of the verdicts is the same."""
 
@@ -353,11 +318,6 @@ def _warnings(counts: dict[str, Any]) -> list[str]:
         for label, number in counts["num_predicted"].items()
         if num_ok >= 100 and number > ONE_SIDED * num_ok
     ]
-
-
-def _by_code(errors: dict[str, int]) -> str:
-    ordered = sorted(errors.items(), key=lambda item: -item[1])
-    return ", ".join(f"{code} {number:,}" for code, number in ordered)
 
 
 def _count(predictions: str, num_expected: int) -> dict[str, Any]:

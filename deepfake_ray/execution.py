@@ -1,0 +1,74 @@
+"""How Ray Data executes this project's datasets: its context, and what has to be done beside it."""
+
+import time
+from typing import Any
+
+import ray
+from ray.data import DataContext, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+BYTES_PER_TASK = 16 * 1024 * 1024
+BYTES_AHEAD = 16 * BYTES_PER_TASK
+"""What a rank's tasks may have read before it is needed. Without a limit they would read epochs ahead, and take
+the CPUs that the training could use."""
+SECONDS_BETWEEN_STEPS = 0.02
+SECONDS_WHEN_IDLE = 0.1
+
+
+class Breathe(ExecutionCallback):
+    """Makes Ray Data's scheduling loop sleep between its steps; for longer while no task runs that could end.
+
+    In 2.60 the loop spins without pause while its output is not wanted yet, which is how it should be most of the
+    time in training: it took .6 of a core, and the training loop's interpreter lock, and a third of the throughput
+    (benchmarks/results/main_job_2cpu_20261122.md). At 50 steps a second its thread was still in a
+    third of a profile's samples, at 10 in a quarter (training_2cpu_20261123.md).
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each step."""
+        busy = any(operator.num_active_tasks() for operator in executor._topology)
+        time.sleep(SECONDS_BETWEEN_STEPS if busy else SECONDS_WHEN_IDLE)
+
+
+class EndActors(ExecutionCallback):
+    """Ends the actors of an execution when it ends.
+
+    Ray Data only forgets them, and they live, and hold their CPUs, for as long as anything else names them: the
+    garbage of the execution, or the traceback of a lost node. The next execution would wait for them.
+    """
+
+    def __init__(self) -> None:
+        self._actors: dict[Any, None] = {}
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each step."""
+        for operator in executor._topology:
+            if hasattr(operator, "_actor_pool"):
+                self._actors.update(dict.fromkeys(operator._actor_pool._actor_to_logical_id))
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Called at the end."""
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors.clear()
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Called at the end."""
+        self.after_execution_succeeds(executor)
+
+
+def context(cpus: float | None = None) -> DataContext:
+    """A fresh DataContext: quiet; and, where `cpus` are given, in order, within them, and not far ahead."""
+    fresh = DataContext.get_current().copy()
+    fresh.enable_progress_bars = False
+    fresh.print_on_execution_start = False
+    fresh.enable_rich_progress_bars = False
+    fresh.memory_usage_poll_interval_s = None  # measuring each task's memory cost a tenth of its time
+    fresh.execution_no_progress_timeout_s = -1  # work may wait for nodes, or for other jobs
+    fresh.custom_execution_callback_classes = [*fresh.custom_execution_callback_classes, Breathe, EndActors]
+    fresh.execution_options.preserve_order = cpus is not None
+    if cpus is not None:
+        fresh.execution_options.resource_limits = ExecutionResources.for_limits(
+            cpu=cpus, object_store_memory=BYTES_AHEAD
+        )
+    return fresh
