@@ -24,7 +24,7 @@ import numpy as np
 
 SECONDS_BETWEEN_LOOKS = 1.0
 MAX_UNEXPLAINED_DEATHS = 3
-"""In one call, with no item to suspect."""
+"""In one call, with no item to suspect, or in a row while starting."""
 _NO_ITEM = -1.0
 
 
@@ -90,6 +90,15 @@ class Isolated:
         self._start()
 
     def _start(self) -> None:
+        deaths = 0
+        while not self._starts():
+            deaths += 1
+            status = self._end()
+            if deaths >= MAX_UNEXPLAINED_DEATHS:
+                raise WorkerDiedError(f"{self._worker} died {deaths} times while starting, the last time of {status}")
+
+    def _starts(self) -> bool:
+        """Start the process; returns whether it lived until its worker was made."""
         self._in_flight.clear()
         self._connection, theirs = Pipe()
         arguments = os.getpid(), theirs.fileno(), self._memory
@@ -101,8 +110,9 @@ class Isolated:
         try:
             self._connection.send((self._worker, self._argument))
             self._result()
-        except (EOFError, ConnectionError) as error:
-            raise WorkerDiedError(f"{self._worker} could not be started: {self._end()}") from error
+        except (EOFError, ConnectionError):
+            return False
+        return True
 
     def __call__(self, work: Any) -> Any:
         """The worker's result for `work`."""

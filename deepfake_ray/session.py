@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -148,8 +149,11 @@ class Patience:
 
 def cause_of(error: BaseException) -> str:
     """What went wrong in a worker, below what Ray says of it."""
-    while error.__cause__ is not None:
+    while error.__cause__ is not None and str(error.__cause__):  # Ray Data's SystemException says nothing
         error = error.__cause__
+    if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
+        # Of what an actor raised while it was made, Ray keeps the traceback's text alone.
+        return re.split(r"^\s.*\n", str(error), flags=re.MULTILINE)[-1].splitlines()[0]
     return f"{type(error).__name__}: {storage.first_line(error)}"
 
 

@@ -49,6 +49,16 @@ def test_deaths_without_a_suspect_end(fragile):
         fragile(["die"])
 
 
+def test_two_deaths_while_starting_are_outlived_and_three_are_not(tmp_path):
+    (tmp_path / "deaths while starting").write_text("2")
+    worker = Isolated("workers:Fragile", str(tmp_path))
+    assert worker(["a"]) == ["A"]
+    worker.close()
+    (tmp_path / "deaths while starting").write_text("3")
+    with pytest.raises(WorkerDiedError, match="died 3 times while starting, the last time of SIGKILL"):
+        Isolated("workers:Fragile", str(tmp_path))
+
+
 def test_the_process_ends_with_its_parent(tmp_path):
     """A killed parent's process must not work on beside that of the resumed run."""
     import subprocess

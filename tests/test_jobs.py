@@ -436,6 +436,21 @@ def test_all_actors_work(trained, sample_folder, tmp_path):
     assert run["num_images"] == 400
 
 
+def test_a_scorer_that_cannot_be_made_says_why(ray_2_cpus, untrained, sample_folder, tmp_path):
+    from deepfake_ray import manifest
+    from deepfake_ray.pipeline import reports_of, scoring_dataset
+    from deepfake_ray.placement import ScoringPlacement
+
+    manifest.write(manifest.list_images(str(sample_folder / "Test")), str(tmp_path / "manifest"))
+    chunks = manifest.chunks(str(tmp_path / "manifest"), rows_per_chunk=20)
+    placement = ScoringPlacement(use_gpu=False, num_actors=1, cpus_per_actor=1)
+    spec = replace(scorer_spec(untrained, tmp_path / "out"), model=str(tmp_path / "gone"))
+    with pytest.raises(
+        JobError, match=r"a scorer failed: deepfake_ray\.errors\.UserError: model must be .*/gone has none;"
+    ):
+        list(reports_of(scoring_dataset(chunks, spec, placement)))
+
+
 def test_a_job_that_has_to_wait_says_what_is_free(ray_2_cpus, capsys):
     from deepfake_ray.session import Patience
 

@@ -11,6 +11,14 @@ class Fragile:
     def __init__(self, folder):
         if folder == "refuse":
             raise ValueError("no such folder")
+        starts = os.path.join(folder, "deaths while starting")
+        if os.path.exists(starts):
+            with open(starts) as file:
+                left = int(file.read())
+            with open(starts, "w") as file:
+                file.write(str(left - 1))
+            if left:
+                os.kill(os.getpid(), signal.SIGKILL)
         self.folder = folder
 
     def __call__(self, words, items):
