@@ -1,10 +1,10 @@
-"""Training against its peers: two processes each, the same images, network, batch, precision and augmentation, one
-after the other, several rounds. Whole epochs with their validation; the first is left out. The limit does nothing but
-training steps on a batch that is in memory.
+"""Training against its peers: the same images, network, batch, precision and augmentation, one after the other,
+several rounds, each with the best of some settings, which the first round searches. Whole epochs with their
+validation; the first is left out. The limit does nothing but training steps on a batch that is in memory.
 
     python benchmarks/compare_training.py --small FOLDER --faces FOLDER --output benchmarks/results/NAME
 
-FOLDERs have Train/ and Validation/ with a folder for each class: some 10,000 images of 32 px, and some 1,000 faces.
+FOLDERs have Train/ and Validation/ with a folder for each class: some 10,000 images of 32 px, and some 700 faces.
 Writes NAME.md (the table) and NAME.csv (each run), and the table into README.md, if that has a place for it. --cases
 measures some anew. Needs pip install -e '.[bench]'.
 """
@@ -23,20 +23,18 @@ from readme import into_readme, kept_runs, markdown, rate, write_runs
 
 ROOT = Path(__file__).parents[1]
 OURS, LIMIT = "this project", "limit"
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-PEERS = {
-    LIMIT: [*TORCHRUN, "limit_ddp.py"],
-    "torchrun, DDP, DataLoader": [*TORCHRUN, "torchrun_ddp.py"],
-    "Lightning": ["lightning_ddp.py"],
-}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+PEERS = {LIMIT: "limit_ddp.py", "torchrun, DDP, DataLoader": "torchrun_ddp.py", "Lightning": "lightning_ddp.py"}
+SETTINGS = [(1, 1), (1, 2), (2, 1)]
+"""Processes that compute, sharing the CPUs among their threads, and the DataLoader's workers of each."""
 
 
-def this_project(flags):
+def this_project(processes, flags):
     """Epochs, as in history.csv."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "run")
         command = [
-            sys.executable, str(ROOT / "jobs" / "train.py"), "--output", str(output), "--num-workers", "2",
+            sys.executable, str(ROOT / "jobs" / "train.py"), "--output", str(output), "--num-workers", str(processes),
             "--early-stopping-patience", "99", "--allow-leaks", *flags,
         ]  # fmt: skip
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -44,28 +42,43 @@ def this_project(flags):
             return list(csv.DictReader(file))
 
 
-def peer(name, flags):
+def peer(name, processes, loader_workers, flags):
     """Epochs, as it says them."""
-    *how, script = PEERS[name]
-    command = [sys.executable, *how, str(ROOT / "benchmarks" / "peers" / script), *flags]
+    script = str(ROOT / "benchmarks" / "peers" / PEERS[name])
+    command = [
+        sys.executable, *([] if name == "Lightning" else [*TORCHRUN, str(processes)]), script, "--processes",
+        str(processes), "--loader-workers", str(loader_workers), *flags,
+    ]  # fmt: skip
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
+def measure(name, settings, flags):
+    started = time.monotonic()
+    epochs = this_project(settings[0], flags) if name == OURS else peer(name, *settings, flags)
+    seconds = time.monotonic() - started
+    waits = [float(epoch.get("data_wait_share", "nan")) for epoch in epochs]
+    return {
+        "images_per_s": statistics.median(float(epoch["images_per_s"]) for epoch in epochs[1:]),
+        "besides_s": seconds - sum(float(epoch["epoch_s"]) for epoch in epochs),
+        "data_wait_share": statistics.median(waits[1:]),
+    }
+
+
 def compare(case, flags, rounds):
-    rows = []
+    """All runs of a case: in the first round all settings, of which the best is the one that counts and goes on."""
+    rows, best = [], {}
     for round_number in range(rounds):
         for name in (*PEERS, OURS):
-            started = time.monotonic()
-            epochs = this_project(flags) if name == OURS else peer(name, flags)
-            seconds = time.monotonic() - started
-            rates = [float(epoch["images_per_s"]) for epoch in epochs]
-            waits = [float(epoch.get("data_wait_share", "nan")) for epoch in epochs]
+            possible = [best[name]] if best.get(name) else SETTINGS if name not in (LIMIT, OURS) else [(1, 1), (2, 1)]
+            tried = {settings: measure(name, settings, flags) for settings in possible}
+            best[name] = max(tried, key=lambda settings: tried[settings]["images_per_s"])
+            if len(tried) > 1:
+                rates = ", ".join(f"{settings}: {rate(found['images_per_s'])}" for settings, found in tried.items())
+                print(f"{case}, {name}: {rates}", flush=True)
             rows.append({
-                "case": case, "system": name, "round": round_number,
-                "images_per_s": statistics.median(rates[1:]),
-                "besides_s": seconds - sum(float(epoch["epoch_s"]) for epoch in epochs),
-                "data_wait_share": statistics.median(waits[1:]),
+                "case": case, "system": name, "round": round_number, "processes": best[name][0],
+                "loader_workers": "" if name in (LIMIT, OURS) else best[name][1], **tried[best[name]],
             })  # fmt: skip
             print(rows[-1], flush=True)
     return rows
@@ -82,8 +95,9 @@ def table(rows):
             ratio = statistics.median(run["images_per_s"] / limits[run["round"]] for run in runs)
             middle = statistics.median(run["images_per_s"] for run in runs)
             besides = statistics.median(run["besides_s"] for run in runs)
-            lines.append([case, system, rate(middle), f"{ratio:.2f}", f"{besides:.0f} s"])
-    return markdown(["case", "system", "images/s", "of the limit", "besides the epochs"], lines)
+            processes = str(runs[0]["processes"])
+            lines.append([case, system, processes, rate(middle), f"{ratio:.2f}", f"{besides:.0f} s"])
+    return markdown(["case", "system", "processes", "images/s", "of the limit", "besides the epochs"], lines)
 
 
 def main():

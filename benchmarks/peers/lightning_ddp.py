@@ -1,5 +1,6 @@
-"""Training as Lightning's guide has it: a LightningModule, and a Trainer with two processes."""
+"""Training as Lightning's guide has it: a LightningModule, and a Trainer, with a process or several."""
 
+import os
 import time
 
 import lightning
@@ -46,12 +47,13 @@ class Epochs(lightning.Callback):
 
 def main():
     options = arguments(__doc__)
-    torch.set_num_threads(1)
-    workers, batch_size = options.loader_workers, options.global_batch_size // 2
+    torch.set_num_threads(os.cpu_count() // options.processes)
+    workers, batch_size = options.loader_workers, options.global_batch_size // options.processes
+    strategy = DDPStrategy(process_group_backend="gloo") if options.processes > 1 else "auto"
     more = {"num_workers": workers, "persistent_workers": workers > 0}
     train, validation = images(options, "Train"), images(options, "Validation")
     trainer = lightning.Trainer(
-        accelerator="cpu", devices=2, strategy=DDPStrategy(process_group_backend="gloo"), max_epochs=options.epochs,
+        accelerator="cpu", devices=options.processes, strategy=strategy, max_epochs=options.epochs,
         precision="bf16-mixed" if computes_bf16(torch.device("cpu")) else "32-true", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         callbacks=[Epochs(len(train) + len(validation))],

@@ -21,7 +21,8 @@ def arguments(description):
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--global-batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--loader-workers", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=2, help="that compute")
+    parser.add_argument("--loader-workers", type=int, default=1, help="of each of them")
     return parser.parse_args()
 
 
