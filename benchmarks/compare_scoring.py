@@ -171,7 +171,7 @@ def compare(case, paths, expected, model, rounds):
         tried = {settings: measure(name, few, model, settings)["images_per_s"] for settings in possible}
         print(f"{case}, {name}: " + ", ".join(f"{s}: {rate(found)}" for s, found in tried.items()), flush=True)
         fastest = max(tried, key=tried.get)
-        if tried[fastest] > rates.get(name, 0.0):
+        if tried[fastest] > rates.get(name, -1.0):
             best[name], rates[name] = fastest, tried[fastest]
 
     possible = SMALL_SETTINGS if expected > 1000 else SETTINGS
@@ -256,8 +256,8 @@ def cost(rows):
         for system in (system for system in (OURS, INTEGERS) if system in measured):
             of_core = median(rows, case, system, "images_per_s") / os.cpu_count()
             hours = 1e6 / of_core / 3600
-            price = f"{hours * DOLLARS_PER_CORE_HOUR:,.2f} $"
-            lines.append([case, system, rate(of_core), f"{hours:,.1f}", price])
+            price = f"{hours * DOLLARS_PER_CORE_HOUR:,.3f} $"
+            lines.append([case, system, rate(of_core), f"{hours:,.2f}", price])
     return markdown(["case", "", "images/s a core", "core hours a million images", "a million images"], lines)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import re
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -153,7 +152,8 @@ def cause_of(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
         # Of what an actor raised while it was made, Ray keeps the traceback's text alone.
-        return re.split(r"^\s.*\n", str(error), flags=re.MULTILINE)[-1].splitlines()[0]
+        after_last_frame = str(error).rpartition('\n  File "')[2].splitlines()[1:]
+        return next((line for line in after_last_frame if line[:1].strip()), storage.first_line(error))
     return f"{type(error).__name__}: {storage.first_line(error)}"
 
 
