@@ -1,8 +1,8 @@
 """Scoring against its peers: one after the other, several rounds, over the same images with the same weights and
 precision, each peer with the best of some settings. images/s are counted from when each process has finished its first
-batch to the end of the last one, and what a first batch takes beyond 10 seconds counts too (this project's own, from
-run.json, from the first batch's start to the last write). Memory is the proportional set size of all its processes;
-start-up is the time from the command to the first finished batch, of 100 images in the case of that name.
+batch (this project: has written its first chunk) to the end of the last one, and what a peer's first batch takes
+beyond 10 seconds counts too. Memory is the proportional set size of all its processes; start-up is the time from the
+command to the first finished batch, of 100 images in the case of that name.
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 
@@ -13,7 +13,6 @@ Needs pip install -e '.[bench]'.
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import statistics
 import subprocess
@@ -25,6 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
 import simplejpeg
 import torch
 from PIL import Image
@@ -133,17 +134,26 @@ def measure(name, paths, model, settings):
         if process.returncode:
             raise SystemExit(f"{name}: {process.stdout.read().decode()[-3000:]}")
         if ours:
-            images_per_s = json.loads((output / "run.json").read_text())["images_per_s"]
+            batches = written_chunks(output)
+            steady, ahead = sorted(batches)[min(os.cpu_count(), len(batches)) - 1][0], 0.0
         else:
-            batches = [tuple(map(float, line.split())) for line in (output / "batches.log").open()]
-            first = min(when for when, _, _ in batches)
-            of_process = {pid: when for when, _, pid in reversed(batches)}
-            steady = max(of_process.values())  # the end of each process' first batch is no work of a measured second
-            ended = max(when for when, _, _ in batches)
-            done = sum(number for when, number, _ in batches if when > steady)
+            logged = [tuple(map(float, line.split())) for line in (output / "batches.log").open()]
+            batches = [(when, number) for when, number, _ in logged]
+            first = min(when for when, _ in batches)
+            steady = max({pid: when for when, _, pid in reversed(logged)}.values())
             ahead = max(0.0, first - started - SECONDS_TO_START)
-            images_per_s = done / (ended - steady + ahead) if done else 0.0
-        return {"images_per_s": images_per_s, "startup_s": first - started, "memory_mib": memory.peak}
+        # The end of each process' first batch is no work of a measured second.
+        done = sum(number for when, number in batches if when > steady)
+        seconds = max(when for when, _ in batches) - steady + ahead
+        return {
+            "images_per_s": done / seconds if done else 0.0, "startup_s": first - started, "memory_mib": memory.peak
+        }  # fmt: skip
+
+
+def written_chunks(output):
+    """When each was written, and its number of images."""
+    rows = pads.dataset(output / "predictions").to_table(columns=["scored_at"])
+    return [(chunk["values"].timestamp(), chunk["counts"]) for chunk in pc.value_counts(rows["scored_at"]).to_pylist()]
 
 
 def quantise(model, paths):

@@ -41,6 +41,8 @@ class Predictor:
             detector.network = quantization.quantized(detector.network, self.spec.scales, size)
             precision = "fp32"  # of the layers that are left
         else:
+            if self._device.type == "cpu":
+                detector.network = _pools_of_pairs(detector.network)
             detector.network = _folded(detector.network)
         detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._detector: Callable[[torch.Tensor], torch.Tensor] = detector
@@ -100,6 +102,27 @@ def _pools_folded(network: nn.Module) -> nn.Module:
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and bool((norm.weight > 0).all()):
             stages[at] = fuse_conv_bn_eval(convolution, norm)
             stages[at + 2] = nn.Identity()
+    return network
+
+
+class _MaxOfPairs(nn.Module):
+    """`nn.MaxPool2d(2)`, the same to the bit, as the maxima of pairs of rows, then of pairs of columns.
+
+    torch's own kernel notes where each maximum lay, too, and takes a CPU two to three times as long.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, C, H, W) -> (B, C, H // 2, W // 2)."""
+        rows = torch.maximum(x[:, :, :-1:2], x[:, :, 1::2])
+        return torch.maximum(rows[:, :, :, :-1:2], rows[:, :, :, 1::2])
+
+
+def _pools_of_pairs(network: nn.Module) -> nn.Module:
+    """`BasicCnn` with faster pooling; other networks as they are."""
+    stages = network.features if isinstance(network, models.BasicCnn) else nn.Sequential()
+    for at, stage in enumerate(stages):
+        if isinstance(stage, nn.MaxPool2d):
+            stages[at] = _MaxOfPairs()
     return network
 
 

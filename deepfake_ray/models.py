@@ -75,13 +75,15 @@ class Detector(nn.Module):
     def __init__(self, network: nn.Module, preparation: Preparation):
         super().__init__()
         self.network = network
-        self.register_buffer("mean", 255 * torch.tensor(preparation.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(preparation.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(preparation.mean), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(preparation.std), persistent=False)
 
     def normalized(self, images: Tensor) -> Tensor:
         """float32 (B, 3, H, W), what the network is given."""
-        x = images.permute(0, 3, 1, 2).float()  # a view, in channels_last order
-        return (x - self.mean) / self.std
+        width = images.shape[2]
+        # By rows of W x 3 values: torch is eight times slower on a CPU where the innermost dimension has 3.
+        rows = images.float().flatten(2).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # a view, in channels_last order
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise on the device, then classify."""
