@@ -83,7 +83,7 @@ class Detector(nn.Module):
         width = images.shape[2]
         # By rows of W x 3 values: torch is eight times slower on a CPU where the innermost dimension has 3.
         rows = images.float().flatten(2).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
-        return rows.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # a view, in channels_last order
+        return rows.view(images.shape).permute(0, 3, 1, 2)  # a view, in channels_last order
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise on the device, then classify."""
