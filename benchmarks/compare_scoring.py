@@ -175,7 +175,7 @@ def compare(case, paths, expected, model, rounds):
     should take it so many seconds.
     """
     best, rates = {}, {}
-    few = paths[: max(int(expected * SECONDS / 3), 128)]  # some batches for each process
+    few = paths[: max(int(expected * SECONDS / 5), 96)]  # some batches for each process
 
     def search(name, possible):
         tried = {settings: measure(name, few, model, settings)["images_per_s"] for settings in possible}

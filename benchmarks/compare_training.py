@@ -1,6 +1,7 @@
 """Training against its peers: the same images, network, batch, precision and augmentation, one after the other,
 several rounds, each with the best of some settings, which the first round searches. Whole epochs with their
-validation; the first is left out. The limit does nothing but training steps on a batch that is in memory.
+validation, after which network and optimizer are saved; the first is left out. The limit does nothing but training
+steps on a batch that is in memory.
 
     python benchmarks/compare_training.py --small FOLDER --faces FOLDER --output benchmarks/results/NAME
 

@@ -15,6 +15,7 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -233,15 +234,14 @@ def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:
 
 
 class _Trainer(ray.train.torch.TorchTrainer):
-    """Without the actor that watches, through the dashboard, whether the controller lives, where there is no dashboard:
-    it would ask in vain, and the run would wait ten seconds for it at its end.
+    """Without actors that are not needed here: the one that hands out datasets, as each worker makes its own; and,
+    where there is no dashboard, the one that watches through it whether the controller lives. It would ask in vain,
+    and the run would wait ten seconds for it at its end.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        if has_dashboard():
-            return callbacks
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        without = (DatasetsCallback,) if has_dashboard() else (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, without)]
 
 
 def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:

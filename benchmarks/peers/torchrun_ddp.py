@@ -4,6 +4,7 @@ torchrun --nproc-per-node 2 benchmarks/peers/torchrun_ddp.py --data FOLDER --arc
 """
 
 import os
+import tempfile
 import time
 
 import torch
@@ -30,6 +31,7 @@ def main():
     torch.set_num_threads(max(1, os.cpu_count() // world))
     batch_size = options.global_batch_size // world
     train, validation = loader_of(options, "Train", batch_size), loader_of(options, "Validation", batch_size)
+    folder = tempfile.TemporaryDirectory()
     model = DistributedDataParallel(network(options))
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
     precision = autocast(torch.device("cpu"), "auto")
@@ -55,7 +57,10 @@ def main():
         dist.all_reduce(total)
         dist.all_reduce(correct)
         if rank == 0:
+            state = {"model": model.module.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
+            torch.save(state, f"{folder.name}/checkpoint.pt")
             say(epoch + 1, time.monotonic() - started, total.item())
+    folder.cleanup()
     dist.destroy_process_group()
 
 
