@@ -11,7 +11,7 @@ BYTES_PER_TASK = 16 * 1024 * 1024
 BYTES_AHEAD = 16 * BYTES_PER_TASK
 """What a rank's tasks may have read before it is needed. Without a limit they would read epochs ahead, and take
 the CPUs that the training could use."""
-SECONDS_BETWEEN_STEPS = 0.02
+SECONDS_BETWEEN_STEPS = 0.05
 SECONDS_WHEN_IDLE = 0.1
 
 

@@ -49,6 +49,8 @@ class Predictor:
         on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._autocast = models.autocast(self._device, precision)
+        if models.in_bf16(self._device, precision):
+            _cast_once(detector)
         if compiled_for is not None:
             self._detector = _compiled(detector)
             size = self.spec.preparation.image_size
@@ -103,6 +105,13 @@ def _pools_folded(network: nn.Module) -> nn.Module:
             stages[at] = fuse_conv_bn_eval(convolution, norm)
             stages[at + 2] = nn.Identity()
     return network
+
+
+def _cast_once(network: nn.Module) -> None:
+    """The weights that autocast would cast to bf16 with every batch, cast; scores stay the same to the bit."""
+    for module in network.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):  # attention looks at its own layers' dtypes
+            module.bfloat16()
 
 
 class _MaxOfPairs(nn.Module):

@@ -217,7 +217,11 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def in_bf16(device: torch.device, precision: str) -> bool:
+    """What a precision of auto, bf16 or fp32 means: `auto` is bf16 where the device computes it natively."""
+    return precision == "bf16" or (precision == "auto" and computes_bf16(device))
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which forward passes run; `auto` is bf16 where the device computes it natively."""
-    enabled = precision == "bf16" or (precision == "auto" and computes_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    """The context in which forward passes run."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(device, precision))

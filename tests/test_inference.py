@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.optimization import fuse
 
 from deepfake_ray import bundle, models
 from deepfake_ray.inference import Predictor
@@ -54,3 +55,20 @@ def test_logits_are_those_of_the_network(arch, positive, compiled, tmp_path):
     if not compiled:
         folded = not any(isinstance(module, nn.BatchNorm2d) for module in predictor._detector.modules())
         assert folded == (arch != "cnn" or positive)
+
+
+def test_bf16_scores_are_those_of_autocast_to_the_bit(tmp_path):
+    network = network_with_statistics("resnet18")
+    spec = bundle.Spec(arch="resnet18", preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
+    bundle.save(str(tmp_path / "model"), spec, {key: value.numpy() for key, value in network.state_dict().items()})
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    x = (x - 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
+    by_hand = fuse(network).to(memory_format=torch.channels_last)
+    torch.set_num_threads(1)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        outputs = by_hand(x).float()
+    predictor = Predictor(str(tmp_path / "model"), precision="bf16")
+    assert np.array_equal(predictor.logits(pixels), (outputs[:, 1] - outputs[:, 0]).numpy())
+    convolutions = [module for module in predictor._detector.modules() if isinstance(module, nn.Conv2d)]
+    assert {module.weight.dtype for module in convolutions} == {torch.bfloat16}
