@@ -112,7 +112,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(ray_2_cpus, sample_f
     from deepfake_ray.training import train
 
     common = {"data": str(sample_folder), "arch": "resnet18", "weights": "none", "limit": 60, "image_size": 32,
-              "epochs": 2, "freeze_backbone_epochs": 1, "global_batch_size": 20, "learning_rate": 0.01}  # fmt: skip
+              "epochs": 2, "freeze_backbone_epochs": 1, "global_batch_size": 20, "learning_rate": 0.01,
+              "precision": "fp32"}  # fmt: skip
     losses = []
     for name, size in (("whole", None), ("pieces", 7)):
         train(TrainConfig(**common, output=str(tmp_path / name), micro_batch_size=size))
@@ -139,7 +140,7 @@ def untrained_metrics(folder):
 def test_uneven_shards_of_several_workers_give_the_metrics_of_one(sample_folder, tmp_path):
     """4 CPUs and 2 or 3 workers; 3 do not divide the 40 validation images. The weights do not move."""
     flags = ["--data", sample_folder, "--epochs", 1, "--freeze-backbone-epochs", 1, "--learning-rate", 1e-30,
-             "--global-batch-size", 200]  # fmt: skip
+             "--global-batch-size", 200, "--precision", "fp32"]  # fmt: skip
     with cluster(4) as nodes:
         for workers in (2, 3):
             output = tmp_path / str(workers)
