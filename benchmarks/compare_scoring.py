@@ -1,8 +1,8 @@
 """Scoring against its peers: one after the other, several rounds, over the same images with the same weights and
 precision, each peer with the best of some settings. images/s are counted from when each process has finished its first
-batch (this project: has written its first chunk) to the end of the last one, and what a peer's first batch takes
-beyond 10 seconds counts too. Memory is the proportional set size of all its processes; start-up is the time from the
-command to the first finished batch, of 100 images in the case of that name.
+batch (this project: as many chunks are written as it has processes) to the end of the last one, and what a peer's first
+batch takes beyond 10 seconds counts too. Memory is the proportional set size of all its processes; start-up is the time
+from the command to the first finished batch, of 100 images in the case of that name.
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from deepfake_ray import bundle, models
-from deepfake_ray.inference import Predictor
+from deepfake_ray.inference import Predictor, _MaxOfPairs
 from deepfake_ray.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 
 
@@ -55,6 +55,12 @@ def test_logits_are_those_of_the_network(arch, positive, compiled, tmp_path):
     if not compiled:
         folded = not any(isinstance(module, nn.BatchNorm2d) for module in predictor._detector.modules())
         assert folded == (arch != "cnn" or positive)
+
+
+def test_pooling_of_an_odd_size_leaves_out_the_last_row_and_column():
+    """36 px are 9 before the third pooling."""
+    x = torch.arange(2 * 9 * 7, dtype=torch.float32).sin().view(1, 2, 9, 7)
+    assert torch.equal(_MaxOfPairs()(x), nn.functional.max_pool2d(x, 2))
 
 
 def test_bf16_scores_are_those_of_autocast_to_the_bit(tmp_path):
