@@ -1,6 +1,7 @@
 """Evaluation on one local Ray of 2 CPUs."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
         Image.open(output / "figures" / f"{name}.png").verify()
     page = (output / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 5
-    assert "http" not in page.replace("http-equiv", "")
+    without_pictures = re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)  # whose characters may spell anything
+    assert "http" not in without_pictures.replace("http-equiv", "")
     assert (output / "classification_report.txt").read_text() in page
     assert (output / "_SUCCESS").exists()
 
