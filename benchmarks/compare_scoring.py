@@ -199,7 +199,7 @@ def compare(case, paths, expected, model, rounds):
     for round_number in range(rounds):
         for name in (LIMIT, OURS, INTEGERS, *(name for name in best if name != LIMIT)):
             place = f"{model}-int8" if name == INTEGERS else model
-            found = measure(name, paths[: int(SECONDS * rates[name])], place, best.get(name))
+            found = measure(name, paths[: max(int(SECONDS * rates[name]), len(few))], place, best.get(name))
             rows.append({"case": case, "system": name, "round": round_number, "settings": best.get(name), **found})
             print(rows[-1], flush=True)
     return rows

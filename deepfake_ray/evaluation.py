@@ -34,8 +34,9 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.pipeline import image_facts
+from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say
-from deepfake_ray.scoring import RUN, read_predictions, score_manifest
+from deepfake_ray.scoring import RUN, score_manifest
 from deepfake_ray.session import cause_of
 
 METRICS, DEGRADED = "metrics.json", "degraded"

@@ -15,8 +15,9 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
+from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say
-from deepfake_ray.scoring import read_predictions, score_manifest
+from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import check_places
 
 BATCH_SIZE = 16

@@ -7,17 +7,12 @@ that is scored twice (a lost worker, a killed driver) overwrites itself, and wha
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from math import ceil
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as pads
-
-from deepfake_ray import bundle, known, manifest, schema, storage
+from deepfake_ray import bundle, known, manifest, predictions, storage
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
 from deepfake_ray.error_watch import ErrorWatch, by_code
@@ -136,10 +131,10 @@ def score_manifest(
     if not config.profile:
         this_run.pop("profile", None)
     layout.finish()
-    counts = _count(layout.predictions, run["num_images"] * max(1, len(degradations)))
+    counts = predictions.count(layout.predictions, run["num_images"] * max(1, len(degradations)))
     wall_s = time.monotonic() - started
     run |= {**counts, **this_run, "wall_s": wall_s, "status": "finished"}
-    run["warnings"] = [] if degradations else _warnings(counts)
+    run["warnings"] = [] if degradations else predictions.warnings_of(counts)
     storage.write_json(run_uri, run)
     if not counts["num_ok"]:
         raise JobError(
@@ -304,53 +299,3 @@ def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     return [
         {"stage": stage, "seconds": round(took, 3), "share": round(took / total, 4)} for stage, took in seconds.items()
     ]
-
-
-ONE_SIDED = 0.98
-"""Warn when more than this share of the verdicts is the same."""
-
-
-def _warnings(counts: dict[str, Any]) -> list[str]:
-    num_ok = counts["num_ok"]
-    return [
-        f"{number / num_ok:.1%} of the images are called {label}: if you expected both, the model or its threshold "
-        "does not fit these images."
-        for label, number in counts["num_predicted"].items()
-        if num_ok >= 100 and number > ONE_SIDED * num_ok
-    ]
-
-
-def _count(predictions: str, num_expected: int) -> dict[str, Any]:
-    """Count the written rows, by batches, whatever their number.
-
-    Raises:
-        JobError: they are not exactly as many as they have to be.
-    """
-    fs, path = storage.filesystem(predictions)
-    data = pads.dataset(path, filesystem=fs, format="parquet")
-    codes: Counter[str] = Counter()
-    called: Counter[str] = Counter()
-    histogram = np.zeros(20, np.int64)
-    num_rows = 0
-    for batch in data.to_batches(columns=["error_code", "predicted_label", "p_fake"]):
-        num_rows += len(batch)
-        codes.update(code for code in batch["error_code"].to_pylist() if code is not None)
-        called.update(label for label in batch["predicted_label"].to_pylist() if label is not None)
-        scores = batch["p_fake"].drop_null().to_numpy()
-        histogram += np.histogram(scores, bins=len(histogram), range=(0, 1))[0]
-    if num_rows != num_expected:
-        raise JobError(f"{predictions} has {num_rows} rows instead of {num_expected}; it was changed by others")
-    return {
-        "num_ok": num_rows - codes.total(),
-        "num_errors": codes.total(),
-        "errors_by_code": dict(codes),
-        "num_predicted": {label: called[label] for label in schema.CLASSES},
-        "p_fake_histogram": histogram.tolist(),
-    }
-
-
-def read_predictions(output: str, columns: list[str] | None = None) -> pa.Table:
-    """All rows of OUTPUT/predictions, in manifest order; with `row` and the columns, or all of them."""
-    fs, path = storage.filesystem(storage.join(output, "predictions"))
-    wanted = None if columns is None else list(dict.fromkeys(["row", *columns]))
-    return pads.dataset(path, filesystem=fs, format="parquet").to_table(columns=wanted).sort_by("row")
