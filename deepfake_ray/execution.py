@@ -7,16 +7,20 @@ import ray
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from deepfake_ray.alone import is_alone, start_no_helpers
+
 BYTES_PER_TASK = 16 * 1024 * 1024
 BYTES_AHEAD = 16 * BYTES_PER_TASK
 """What a rank's tasks may have read before it is needed. Without a limit they would read epochs ahead, and take
 the CPUs that the training could use."""
-SECONDS_BETWEEN_STEPS = 0.05
-SECONDS_WHEN_IDLE = 0.1
+SECONDS_BETWEEN_STEPS = 0.05, 0.25
+"""At least and at most."""
+SHARE_TO_SLEEP = 0.125
+"""Of the time since a task was last begun or done."""
 
 
 class Breathe(ExecutionCallback):
-    """Makes Ray Data's scheduling loop sleep between its steps; for longer while no task runs that could end.
+    """Makes Ray Data's scheduling loop sleep between its steps; the longer, the longer nothing has happened.
 
     In 2.60 the loop spins without pause while its output is not wanted yet, which is how it should be most of the
     time in training: it took .6 of a core, and the training loop's interpreter lock, and a third of the throughput
@@ -24,10 +28,19 @@ class Breathe(ExecutionCallback):
     third of a profile's samples, at 10 in a quarter (training_2cpu_20261123.md).
     """
 
+    def __init__(self) -> None:
+        self._num_tasks, self._changed_at = -1, 0.0
+
     def on_execution_step(self, executor: Any) -> None:
         """Called after each step."""
-        busy = any(operator.num_active_tasks() for operator in executor._topology)
-        time.sleep(SECONDS_BETWEEN_STEPS if busy else SECONDS_WHEN_IDLE)
+        num_tasks = sum(
+            operator.metrics.num_tasks_submitted + operator.metrics.num_tasks_finished
+            for operator in executor._topology
+        )
+        if num_tasks != self._num_tasks:
+            self._num_tasks, self._changed_at = num_tasks, time.monotonic()
+        shortest, longest = SECONDS_BETWEEN_STEPS
+        time.sleep(min(longest, max(shortest, SHARE_TO_SLEEP * (time.monotonic() - self._changed_at))))
 
 
 class EndActors(ExecutionCallback):
@@ -59,6 +72,8 @@ class EndActors(ExecutionCallback):
 
 def context(cpus: float | None = None) -> DataContext:
     """A fresh DataContext: quiet; and, where `cpus` are given, in order, within them, and not far ahead."""
+    if is_alone():
+        start_no_helpers()
     fresh = DataContext.get_current().copy()
     fresh.enable_progress_bars = False
     fresh.print_on_execution_start = False

@@ -11,6 +11,7 @@ from typing import Self
 import ray
 
 from deepfake_ray import storage
+from deepfake_ray.alone import MARK, end_helpers, is_alone
 from deepfake_ray.errors import UserError
 from deepfake_ray.placement import DATA_LABEL, Node
 from deepfake_ray.progress import say
@@ -37,6 +38,7 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address:
+        os.environ[MARK] = "1"
         # Ray's own processes, and the driver, would else take the CPU from a worker in the middle of its step.
         os.environ.setdefault("RAY_worker_niceness", "0")
         # Processes beyond one a CPU are ended after a second without a task, and training has a task each second or
@@ -57,6 +59,8 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         asks = "AuthToken" in str(error.__cause__)
         raise _refused("it asks for a token" if asks else storage.first_line(error)) from error
     try:
+        if address and not verbose:
+            end_helpers()
         yield
     finally:
         ray.shutdown()
@@ -171,14 +175,17 @@ def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) ->
                     f"On a cluster of several nodes each path must be reachable from all: {place} is local; use a "
                     "URI such as s3://..., or add --shared-storage if all nodes mount it."
                 )
-    problem = ray.get(_probe.options(num_cpus=0, label_selector=off_the_head()).remote(list(inputs), output))
+    if is_alone():
+        problem = _problem(inputs, output)  # a task's process could not become an actor's, and would stay
+    else:
+        probe = ray.remote(num_cpus=0, label_selector=off_the_head())(_problem)
+        problem = ray.get(probe.remote(list(inputs), output))
     if problem:
         raise UserError(problem)
 
 
-@ray.remote
-def _probe(inputs: list[str], output: str) -> str:
-    """Runs on a worker; returns what is wrong, or nothing."""
+def _problem(inputs: Sequence[str], output: str) -> str:
+    """What is wrong, or nothing; runs where workers do."""
     try:
         for place in inputs:
             if not storage.exists(place):

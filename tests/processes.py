@@ -64,14 +64,22 @@ def descendants(ancestor):
     return [pid for pid in parents if pid != ancestor and descends(pid)]
 
 
-def processes_named(title, below=1):
-    """Ids of the processes below another whose title begins so."""
-    found = []
+def _command_lines(below):
+    found = {}
     for pid in descendants(below):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if file.read().startswith(title.encode()):
-                found.append(pid)
+            found[pid] = file.read().replace(b"\0", b" ").decode().strip()
     return found
+
+
+def command_lines(below):
+    """Of the processes that descend from a process; Ray's workers have a title instead."""
+    return list(_command_lines(below).values())
+
+
+def processes_named(title, below=1):
+    """Ids of the processes below another whose title begins so."""
+    return [pid for pid, line in _command_lines(below).items() if line.startswith(title)]
 
 
 def scorer_processes():

@@ -1,4 +1,4 @@
-"""Joining a cluster that does not let the job in."""
+"""Joining a cluster that does not let the job in, and a Ray of the job's own."""
 
 import os
 import subprocess
@@ -22,3 +22,32 @@ def test_a_wrong_address_is_said_at_once(place, tmp_path):
     assert line.startswith("error: RAY_ADDRESS must be")
     assert address in line
     assert "unset it" in line
+
+
+ALONE = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from deepfake_ray.config import ScoreConfig
+from deepfake_ray.scoring import score
+from deepfake_ray.session import ray_session
+from processes import command_lines
+with ray_session():
+    run = score(ScoreConfig(images=[{images!r}], model={model!r}, output={output!r}))
+    print(run["num_ok"], *command_lines(below=os.getpid()), sep="\\n")
+"""
+
+
+@pytest.mark.ray
+def test_a_ray_of_the_jobs_own_has_no_processes_for_a_cluster(untrained, sample_folder, tmp_path):
+    """Those that gather logs and statistics, ask an autoscaler, share nodes out, and note where actors are."""
+    places = {"images": sample_folder, "model": untrained, "output": tmp_path / "o", "tests": ROOT / "tests"}
+    code = ALONE.format(**{name: str(place) for name, place in places.items()})
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    number, *processes = lines[lines.index("560") :]
+    assert number == "560"
+    assert any("raylet" in process for process in processes)
+    helpers = ["log_monitor", "monitor.py", "dashboard.py", "_Stats", "ActorLocation", "AutoscalingCoordinator"]
+    assert not [process for process in processes if any(helper in process for helper in helpers)]
