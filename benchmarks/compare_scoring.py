@@ -172,7 +172,7 @@ def quantise(model, paths):
 
 def compare(case, paths, expected, model, rounds):
     """All runs of a case. The peers' settings are searched first, on fewer images; then each system gets as many as
-    should take it so many seconds.
+    should take it so many seconds, and no fewer than these.
     """
     best, rates = {}, {}
     few = paths[: max(int(expected * SECONDS / 5), 96)]  # some batches for each process

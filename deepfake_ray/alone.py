@@ -1,12 +1,13 @@
 """A Ray that a job has for itself, on one machine: without what looks after a cluster with others in it.
 
 Ray 2.60 has processes that gather logs and statistics for a dashboard, share the nodes out among jobs, ask an
-autoscaler for more, and note which node an actor is on. Here there is nothing for them to do, and each takes up to a
-hundredth of a core, some 100 MiB, and a part of the start-up
+autoscaler for more, and note which node an actor is on. Here there is nothing for them to do. Each takes about a
+hundredth of a core, and all together some 500 MiB and four seconds of the start-up
 (benchmarks/results/peers_2cpu_bf16_20261123.md).
 """
 
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -38,12 +39,17 @@ def start_no_helpers() -> None:
     _StatsManager.update_execution_metrics = staticmethod(_nothing)
     _StatsManager.update_iteration_metrics = staticmethod(_nothing)
     streaming_executor.create_cluster_autoscaler = FixedCluster
-    actor_pool_map_operator.get_or_create_actor_location_tracker = NoTracker
+    actor_pool_map_operator.get_or_create_actor_location_tracker = _no_tracker
     actor_pool_map_operator.get_actor_locations = lambda _: {}  # they stay where they were started
 
 
 def _nothing(*_: Any, **__: Any) -> None:
     pass
+
+
+def _no_tracker() -> SimpleNamespace:
+    """In the place of the actor that is told where the others are; travels to them."""
+    return SimpleNamespace(update_actor_location=SimpleNamespace(remote=_nothing))
 
 
 class FixedCluster(ClusterAutoscaler):
@@ -61,12 +67,3 @@ class FixedCluster(ClusterAutoscaler):
     def get_total_resources(self) -> ExecutionResources:
         """All there are."""
         return self._resources
-
-
-class NoTracker:
-    """In the place of the actor that is told where the others are."""
-
-    class update_actor_location:  # noqa: N801 - an actor's method
-        """Takes what it is told, and forgets it."""
-
-        remote = staticmethod(_nothing)

@@ -37,6 +37,7 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
         # Without a dashboard the train controller cannot be looked up in it, which it would say each second.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.pop(MARK, None)  # of the process that started this one
     if address:
         os.environ[MARK] = "1"
         # Ray's own processes, and the driver, would else take the CPU from a worker in the middle of its step.
@@ -176,7 +177,7 @@ def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) ->
                     "URI such as s3://..., or add --shared-storage if all nodes mount it."
                 )
     if is_alone():
-        problem = _problem(inputs, output)  # a task's process could not become an actor's, and would stay
+        problem = _problem(inputs, output)  # the workers are on this machine, and reach what this process reaches
     else:
         probe = ray.remote(num_cpus=0, label_selector=off_the_head())(_problem)
         problem = ray.get(probe.remote(list(inputs), output))

@@ -68,7 +68,7 @@ def _command_lines(below):
     found = {}
     for pid in descendants(below):
         with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            found[pid] = file.read().replace(b"\0", b" ").decode().strip()
+            found[pid] = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
     return found
 
 
