@@ -67,6 +67,12 @@ def say(line: str) -> None:
     sys.stderr.flush()
 
 
+def show(text: str) -> None:
+    """A result, on standard output, where programs look for it; keeps clear of a bar that is being drawn."""
+    tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
 def duration(seconds: float) -> str:
     """`75` -> `1 min 15 s`."""
     whole = round(seconds)

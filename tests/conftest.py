@@ -2,6 +2,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -12,6 +13,9 @@ os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failu
 # All clusters of the tests ask for this token, and all jobs have it.
 os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})
 sys.path.insert(0, str(Path(__file__).parent))
+# The same examples in each run: what fails in CI fails here. No deadline: this machine may be busy.
+hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
