@@ -72,6 +72,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "split": config.split or ("test" if config.predictions is None else "all"),
         "data": storage.absolute(config.data or config.labels or ""),
         "model": storage.absolute(config.model),
+        "model_id": run["model_id"],  # in the precision of the run, which may be another than the bundle's own
         "num_errors": run["num_errors"],
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -85,8 +86,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     errors = _mistakes(scored, threshold, config.model, limits)
     _write(result, scored, model, threshold, errors, run, output)
     try:
-        bundle.add_to_card(config.model, result)
-    except OSError as error:
+        if not bundle.add_evaluation(config.model, result):
+            say(f"the bundle's {bundle.CARD} was written by others and stays; see its {bundle.EVALUATIONS}/")
+    except (OSError, UserError) as error:
         say(f"the bundle's {bundle.CARD} could not be brought up to date: {storage.first_line(error)}")
     storage.mark_finished(output)
     _say_result(result, output)

@@ -12,9 +12,9 @@ from contextlib import closing
 from math import ceil
 from typing import Any
 
-from deepfake_ray import bundle, known, manifest, predictions, storage
+from deepfake_ray import bundle, known, manifest, precision, predictions, storage
 from deepfake_ray.autoscaling import planned
-from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
+from deepfake_ray.config import FREE_TO_CHANGE, EvaluateConfig, ScoreConfig, require_same_run
 from deepfake_ray.error_watch import ErrorWatch, by_code
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
@@ -26,10 +26,11 @@ from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
 from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.scorer import STAGES, Report, ScorerSpec
-from deepfake_ray.scores import Threshold
+from deepfake_ray.scores import Threshold, require_same_precision
 from deepfake_ray.session import Patience, check_places
 
 RUN, MANIFEST = "run.json", "manifest"
+STAGE = "score"
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 32
 SMALL_BATCH_SIZE, SMALL = 64, 64 * 64
 """On a CPU, of images of at most so many pixels: the weights are brought into the cache once a batch."""
@@ -66,6 +67,7 @@ def score_manifest(
     inputs: Sequence[str],
     pages: Callable[[], Iterable[manifest.Page]],
     degradations: tuple[str, ...] = (),
+    stage: str = STAGE,
 ) -> dict[str, Any]:
     """Score the images of `pages()` into OUTPUT/predictions, resuming if asked to; write and return `run.json`.
 
@@ -74,6 +76,7 @@ def score_manifest(
         inputs: places that the workers must reach.
         pages: called once, for a new output only, so that a resumed run scores the images it began with.
         degradations: names of `DEGRADATIONS`; the predictions are for the images after each of them.
+        stage: what progress is called; the result is said of `STAGE` alone, and not of degradations.
     """
     started = time.monotonic()
     output = storage.absolute(config.output)
@@ -92,8 +95,9 @@ def score_manifest(
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
         run = storage.read_json(run_uri)
-        now = {"model_id": model.model_id, **config.to_json()}
-        require_same_run({"model_id": run["model_id"], **run["config"]}, now)
+        # As it was resolved, precision is compared below.
+        now = {"model_id": model.model_id_in(run.get("precision", "")), **config.to_json()}
+        require_same_run({"model_id": run["model_id"], **run["config"]}, now, FREE_TO_CHANGE | {"precision"})
     elif not config.resume:
         storage.require_new_output(output, resumable=True)
 
@@ -102,8 +106,11 @@ def score_manifest(
 
     placement = planned(plan)
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
-    if not resuming:
-        run = _begin(config, model, placement, pages, max(1, len(degradations)))
+    computes_in = precision.resolve(config.precision, use_gpu=placement.use_gpu, quantized=bool(model.scales))
+    if resuming:
+        require_same_precision("--resume goes on with the same run", run.get("precision"), computes_in)
+    else:
+        run = _begin(config, model, computes_in, placement, pages, max(1, len(degradations)))
     manifest_uri = storage.join(output, MANIFEST)
     if run["num_other_files"]:
         say(f"{run['num_other_files']:,} other files are no images; see {manifest_uri}/{manifest.OTHER_FILES}")
@@ -114,7 +121,7 @@ def score_manifest(
         threshold=model.threshold(config.threshold),
         batch_size=run["batch_size"],
         num_crops=config.crops,
-        precision=config.precision,
+        precision=computes_in,
         compile=config.compile,
         limits=Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
         image_timeout_s=config.image_timeout_s,
@@ -128,7 +135,9 @@ def score_manifest(
     if resuming:
         num_left = sum(chunk.num_rows for chunk in left)
         say(f"resuming: {run['num_images'] - num_left:,} of {run['num_images']:,} images are scored already")
-    this_run = _Run(spec, layout, plan).score(left, placement) if left else {"images_per_s": None, "num_known": 0}
+    this_run = (
+        _Run(spec, layout, plan, stage).score(left, placement) if left else {"images_per_s": None, "num_known": 0}
+    )
     if not config.profile:
         this_run.pop("profile", None)
     layout.finish()
@@ -141,7 +150,7 @@ def score_manifest(
         raise JobError(
             f"no image could be scored: {by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
         )
-    if not degradations:
+    if stage == STAGE and not degradations:
         _say_result(run, spec.threshold, left_any=bool(left))
     return run
 
@@ -161,6 +170,7 @@ def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) ->
 def _begin(
     config: ScoreConfig | EvaluateConfig,
     model: bundle.Spec,
+    computes_in: str,
     placement: ScoringPlacement,
     pages: Callable[[], Iterable[manifest.Page]],
     variants: int,
@@ -172,7 +182,8 @@ def _begin(
     run = {
         "run_id": uuid.uuid4().hex[:16],
         "status": "running",
-        "model_id": model.model_id,
+        "model_id": model.model_id_in(computes_in),
+        "precision": computes_in,
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,
@@ -181,7 +192,7 @@ def _begin(
         "config": config.to_json(),
     }
     if config.skip_known is not None:
-        number = known.build(config.skip_known, model.model_id, _known_file(config), num_crops=config.crops)
+        number = known.build(config.skip_known, model, computes_in, _known_file(config), num_crops=config.crops)
         say(f"{number:,} images of {config.skip_known} have a score of this model")
     storage.write_json(storage.join(output, RUN), run)  # last: an output that has it has the rest
     return run
@@ -233,10 +244,12 @@ def _sizes(
 class _Run:
     """The scoring of the chunks that are left, by one driver."""
 
-    def __init__(self, spec: ScorerSpec, layout: Layout, plan: Callable[[Sequence[Node]], ScoringPlacement]):
-        self._spec, self._layout, self._plan = spec, layout, plan
+    def __init__(
+        self, spec: ScorerSpec, layout: Layout, plan: Callable[[Sequence[Node]], ScoringPlacement], stage: str
+    ):
+        self._spec, self._layout, self._plan, self._stage = spec, layout, plan, stage
         self._watch = ErrorWatch(spec.max_error_share)
-        self._metrics = RunMetrics("score", spec.run_id)
+        self._metrics = RunMetrics(stage, spec.run_id)
         self._started_at, self._ended_at = float("inf"), 0.0
         self._num_known = 0
         self._seconds = dict.fromkeys(STAGES, 0.0)
@@ -245,8 +258,8 @@ class _Run:
     def score(self, chunks: list[manifest.Chunk], placement: ScoringPlacement) -> dict[str, Any]:
         """Score the chunks, however many nodes are lost meanwhile; returns the part of `run.json` about this driver."""
         with (
-            Patience("score") as self._patience,
-            Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress,
+            Patience(self._stage) as self._patience,
+            Progress(self._stage, sum(chunk.num_rows for chunk in chunks)) as progress,
         ):
             while chunks:
                 left = self._round(chunks, placement, progress)
@@ -257,7 +270,10 @@ class _Run:
                     )
                 chunks = left
                 if chunks:
-                    say(f"score: {len(chunks):,} chunks were lost with the node or process that held them: once more")
+                    say(
+                        f"{self._stage}: {len(chunks):,} chunks were lost with the node or process that held them: "
+                        "once more"
+                    )
                     placement = planned(self._plan)
         return {
             "images_per_s": self._images_per_s(),

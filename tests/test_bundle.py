@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_ray import bundle, models
+from deepfake_ray import bundle, models, schema
 from deepfake_ray.errors import UserError
 from deepfake_ray.inference import Predictor
 from deepfake_ray.preparation import Preparation
@@ -136,7 +136,7 @@ def test_bundles_of_format_1_are_read(tmp_path):
 
 def test_model_id_is_that_of_scores_in_a_precision(saved):
     spec = saved[1]
-    ids = {spec.model_id_in(precision) for precision in bundle.PRECISIONS}
+    ids = {spec.model_id_in(precision) for precision in schema.PRECISIONS}
     assert len({*ids, spec.model_id_in("")}) == 4
     assert all(spec.made(one) for one in ids)
     assert not spec.made("0123456789abcdef")
