@@ -97,7 +97,7 @@ def test_too_few_reals_promise_nothing():
 
 
 def test_the_temperature_is_for_the_prior_of_the_loss():
-    """Two normal distributions, one real in ten: a model that weights the classes alike, and is three times too sure."""
+    """Two normal distributions, one real in ten: of a model that weights classes alike, and is three times too sure."""
     rng = np.random.default_rng(2)
     labels = np.repeat([0, 1], [4_000, 36_000])
     x = np.where(labels == 1, rng.normal(1, 1, len(labels)), rng.normal(-1, 3, len(labels)))
