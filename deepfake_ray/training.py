@@ -32,6 +32,7 @@ from deepfake_ray import (
     weights,
 )
 from deepfake_ray.autoscaling import planned
+from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
 from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
@@ -40,7 +41,7 @@ from deepfake_ray.fetch import fetch
 from deepfake_ray.images import Limits, decode
 from deepfake_ray.labels import labelled
 from deepfake_ray.optimization import balanced_weights
-from deepfake_ray.pipeline import TrainingTables, image_facts
+from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.progress import duration, say
@@ -121,7 +122,7 @@ def train(config: TrainConfig) -> bundle.Spec:
         class_weights=class_weights,
         checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
-        tables=TrainingTables.of(images.table),
+        tables=TrainingTables.of(images.table).shared(),
         initial_state=ray.put(state),
         board=Board.options(  # type: ignore[attr-defined]
             # With the driver: a node that is lost must not take it along.
