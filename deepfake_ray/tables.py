@@ -1,6 +1,8 @@
 """Tables that name images: Parquet, CSV or text with a URI a row; page by page."""
 
+import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ from deepfake_ray.errors import UserError
 from deepfake_ray.inventory import is_inventory
 from deepfake_ray.listing import ROWS_PER_PAGE
 from deepfake_ray.progress import say
-from deepfake_ray.uris import normalised, refuse_local
+from deepfake_ray.uris import normalised, refuse_unread
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".txt")
 
@@ -52,29 +54,36 @@ def table_pages(place: str, *, shared_storage: bool = False) -> Iterator[pa.Tabl
     Raises:
         UserError: no such table, or its columns or URIs are not what they must be.
     """
-    folder = place.rsplit("/", 1)[0]
     digits: set[str] = set()
     for table in _pages(place):
         _require_uris(table, place)
-        if not storage.is_local(place) and not shared_storage:
-            refuse_local(table["uri"], place)
-        columns: dict[str, Any] = {"uri": normalised(table["uri"].cast(pa.string()), folder)}
-        for name in set(schema.MANIFEST.names) & set(table.column_names) - {"uri", "row"}:
-            columns[name] = _stripped(table[name]) if name in _TEXTS else table[name]
-        for name, named in (("label", _label_named), ("split", folders.split_named)):
-            if name in columns:
-                meanings = {value: named(value) for value in pc.unique(columns[name]).to_pylist() if value is not None}
-                _require_known(meanings, name, place)
-                digits |= {f"{value} = {meaning}" for value, meaning in meanings.items() if value in _DIGITS}
-                columns[name] = [meanings.get(value) for value in columns[name].to_pylist()]
         try:
+            columns, numbers = _columns(table, place, shared_storage=shared_storage)
             yield manifest_rows(columns, len(table))
         except pa.ArrowException as error:
             raise UserError(
                 f"The columns of {place} must be a manifest's: {storage.first_line(error)}; mend it."
             ) from error
+        digits |= numbers
     if digits:
         say(f"labels in {place}: {', '.join(sorted(digits))}")
+
+
+def _columns(table: pa.Table, place: str, *, shared_storage: bool) -> tuple[dict[str, Any], set[str]]:
+    """The manifest's columns, and how labels that are numbers were read."""
+    uris = table["uri"].cast(pa.string())
+    refuse_unread(uris, place, local=shared_storage or storage.is_local(place))
+    columns: dict[str, Any] = {"uri": normalised(uris, place.rsplit("/", 1)[0])}
+    digits: set[str] = set()
+    for name in set(schema.MANIFEST.names) & set(table.column_names) - {"uri", "row"}:
+        columns[name] = _stripped(table[name]) if name in _TEXTS else table[name]
+    for name, named in (("label", _label_named), ("split", folders.split_named)):
+        if name in columns:
+            meanings = {value: named(value) for value in pc.unique(columns[name]).to_pylist() if value is not None}
+            _require_known(meanings, name, place)
+            digits |= {f"{value} = {meaning}" for value, meaning in meanings.items() if value in _DIGITS}
+            columns[name] = [meanings.get(value) for value in columns[name].to_pylist()]
+    return columns, digits
 
 
 _TEXTS = ("label", "split", "source", "group")
@@ -90,12 +99,13 @@ def _pages(place: str) -> Iterator[pa.Table]:
     try:
         if suffix == ".parquet":
             data = pads.dataset(path, filesystem=fs, format="parquet")
-            names = [name for name in data.schema.names if name in schema.MANIFEST.names]
+            names = {name.strip().lower(): name for name in data.schema.names}
+            names = {name: written for name, written in names.items() if name in schema.MANIFEST.names}
             if "uri" not in names:
                 yield data.schema.empty_table()
             readahead = {"batch_readahead": 1, "fragment_readahead": 1}
-            for batch in data.to_batches(columns=names, batch_size=ROWS_PER_PAGE, **readahead):
-                yield pa.Table.from_batches([batch])
+            for batch in data.to_batches(columns=list(names.values()), batch_size=ROWS_PER_PAGE, **readahead):
+                yield pa.Table.from_batches([batch]).rename_columns(list(names))
             return
         with fs.open_input_stream(path) as stream:
             beginning = stream.read(text_tables.LOOK)
@@ -114,31 +124,35 @@ def _require_uris(table: pa.Table, place: str) -> None:
     names = table.column_names
     if "uri" in names and (pa.types.is_string(table["uri"].type) or pa.types.is_large_string(table["uri"].type)):
         return
-    of_images = [name for name in names if _holds_images(table.schema.field(name).type)]
+    of_images = [name for name in names if _holds_images(table.schema.field(name))]
     if not of_images:
         raise UserError(
             f"A table of images must have a column uri: {place} has "
             f"{', '.join(f'{field.name} ({field.type})' for field in table.schema)}; rename one that is text."
         )
-    column = of_images[0]
+    column = json.dumps(of_images[0])
+    data = f'r[{column}]["bytes"]' if pa.types.is_struct(table.schema.field(of_images[0]).type) else f"r[{column}]"
     label = next((name for name in names if name.lower() in ("label", "labels")), None)
-    head, row = (', "label"', f', str(r["{label}"])') if label else ("", "")
+    head, value = (', "label"', f", r[{json.dumps(label)}]") if label else ("", "")
     script = (
-        f"import csv, pathlib, pyarrow.parquet as pq; rows = pq.read_table({place!r}).to_pylist(); "
-        f'pathlib.Path("images").mkdir(); [pathlib.Path(f"images/{{i}}").write_bytes(r["{column}"]["bytes"]) '
+        f"import csv, pathlib, pyarrow.parquet as pq; rows = pq.read_table({json.dumps(place)}).to_pylist(); "
+        f'pathlib.Path("images").mkdir(); [pathlib.Path(f"images/{{i}}").write_bytes({data}) '
         f'for i, r in enumerate(rows)]; csv.writer(open("images.csv", "w")).writerows([("uri"{head}), '
-        f'*((f"images/{{i}}"{row}) for i, r in enumerate(rows))])'
+        f'*((f"images/{{i}}"{value}) for i, r in enumerate(rows))])'
     )
     raise UserError(
         f"A table must name the places of images: {place} holds the images themselves (column {column}, as Hugging "
-        f"Face data sets have them). Write them to files, and give the table images.csv that this makes:\n"
-        f"  python -c '{script}'\n"
-        f"If it has a column label: 0 is read as real and 1 as fake; change it where the data set has it otherwise."
+        "Face data sets have them). Write them to files, and give the table images.csv that this makes (of labels, 0 "
+        f"is read as real and 1 as fake: change them where the data set has it otherwise):\n"
+        f"  python -c {shlex.quote(script)}"
     )
 
 
-def _holds_images(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+def _holds_images(field: pa.Field) -> bool:
+    if pa.types.is_struct(field.type):
+        return bool(field.type.get_field_index("bytes") >= 0)
+    is_named = any(word in field.name.lower() for word in ("image", "img", "bytes", "jpg", "png"))
+    return is_named and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
 
 
 def _stripped(values: pa.ChunkedArray) -> pa.ChunkedArray:

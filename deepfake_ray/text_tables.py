@@ -54,18 +54,17 @@ def separated(stream: pa.NativeFile, beginning: bytes, place: str) -> Iterator[p
     encoding = encoding_of(beginning)
     header, num_lines = _header(beginning, encoding, place)
     separator, names = _columns(header, place)
-    stripped = [name.strip().lower() for name in names]
-    wanted = [name for name in schema.MANIFEST.names if name in stripped and name != "row"]
+    wanted = [name for name in schema.MANIFEST.names if name in names and name != "row"]
     for name in wanted:
-        if stripped.count(name) > 1:
+        if names.count(name) > 1:
             raise UserError(f"A table's columns must have different names: {place} has {name} twice; rename one.")
     # Types are given: from the first block alone they would be guessed differently than from the whole.
     types = {name: schema.MANIFEST.field(name).type for name in wanted if name != "mtime"}
-    is_padded = any(name != name.strip() for name in names)
+    has_blanks = f"{separator} " in header or f" {separator}" in header  # then values have them, too
     batches = pacsv.open_csv(
         stream,
         read_options=pacsv.ReadOptions(
-            column_names=_distinct(stripped),
+            column_names=_distinct(names),
             skip_rows=num_lines,
             encoding="utf-8" if encoding == "utf-8-sig" else encoding,
         ),
@@ -74,7 +73,7 @@ def separated(stream: pa.NativeFile, beginning: bytes, place: str) -> Iterator[p
     )
     for batch in batches:
         table = pa.Table.from_batches([batch])
-        yield _set(table, "uri", pc.utf8_trim_whitespace(table["uri"])) if is_padded else table
+        yield _set(table, "uri", pc.utf8_trim_whitespace(table["uri"])) if has_blanks else table
 
 
 def _header(beginning: bytes, encoding: str, place: str) -> tuple[str, int]:
@@ -94,14 +93,14 @@ def _header(beginning: bytes, encoding: str, place: str) -> tuple[str, int]:
 
 
 def _columns(header: str, place: str) -> tuple[str, list[str]]:
-    """The separator that yields a column uri, and the names as they are written."""
+    """The separator that yields a column uri, and the names in lower case, without blanks around them."""
     found = {
-        separator: next(csv.reader([header], delimiter=separator, skipinitialspace=True)) for separator in SEPARATORS
+        separator: [name.strip().lower() for name in next(csv.reader([header], delimiter=separator))]
+        for separator in SEPARATORS
     }
     for separator, names in found.items():
-        if "uri" in (name.strip().lower() for name in names):
-            raw = header.split(separator)
-            return separator, raw if len(raw) == len(names) and '"' not in header else names
+        if "uri" in names:
+            return separator, names
     separator = max(found, key=lambda one: len(found[one]))
     raise UserError(
         f"A table of images must have a column uri: {place} has {', '.join(found[separator])} (read with "
