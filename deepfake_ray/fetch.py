@@ -33,16 +33,16 @@ def fetch(uri: str, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S) -> byt
     return _fetch_local(uri, max_bytes) if is_local(uri) else _fetch_remote(uri, max_bytes, timeout_s)
 
 
-def require_at_most(num_bytes: int, max_bytes: int) -> None:
-    """Refuse a file that is larger.
+def too_many_bytes(num_bytes: int, max_bytes: int) -> TooManyBytesError:
+    """The error of a file that is larger than the limit."""
+    error = TooManyBytesError(ErrorCode.TOO_LARGE, f"{num_bytes} bytes, over the limit of {max_bytes}")
+    error.num_bytes = num_bytes
+    return error
 
-    Raises:
-        TooManyBytesError: code too_large.
-    """
+
+def _require_at_most(num_bytes: int, max_bytes: int) -> None:
     if num_bytes > max_bytes:
-        error = TooManyBytesError(ErrorCode.TOO_LARGE, f"{num_bytes} bytes, over the limit of {max_bytes}")
-        error.num_bytes = num_bytes
-        raise error
+        raise too_many_bytes(num_bytes, max_bytes)
 
 
 def _fetch_local(uri: str, max_bytes: int) -> bytes:
@@ -51,11 +51,11 @@ def _fetch_local(uri: str, max_bytes: int) -> bytes:
         descriptor = open_regular(uri.removeprefix("file://"))
         try:
             num_bytes = os.fstat(descriptor).st_size
-            require_at_most(num_bytes, max_bytes)
+            _require_at_most(num_bytes, max_bytes)
             data = os.read(descriptor, num_bytes + 1)
             while len(data) != num_bytes and (piece := os.read(descriptor, _BYTES_AT_ONCE)):
                 data += piece
-                require_at_most(len(data), max_bytes)
+                _require_at_most(len(data), max_bytes)
             return data
         finally:
             os.close(descriptor)
@@ -75,7 +75,7 @@ def _fetch_remote(uri: str, max_bytes: int, timeout_s: float) -> bytes:
         if uri.startswith("s3://") and not _OBSTORE_PATH.fullmatch(key):
             return _get_with_botocore(bucket, key, max_bytes, timeout_s)
         response = obstore.get(object_store(bucket, timeout_s), key)
-        require_at_most(response.meta["size"], max_bytes)
+        _require_at_most(response.meta["size"], max_bytes)
         return bytes(response.bytes())
     except (BaseError, OSError, ValueError) as error:
         raise image_error(error) from error
@@ -86,7 +86,7 @@ def _get_with_botocore(bucket: str, key: str, max_bytes: int, timeout_s: float) 
 
     try:
         answer = get_object(bucket, key, timeout_s)
-        require_at_most(answer["ContentLength"], max_bytes)
+        _require_at_most(answer["ContentLength"], max_bytes)
         return bytes(answer["Body"].read())
     except (BotoCoreError, ClientError) as error:
         raise image_error(error) from error

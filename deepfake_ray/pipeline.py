@@ -16,9 +16,10 @@ from ray.util.annotations import RayDeprecationWarning
 from deepfake_ray import augment, manifest
 from deepfake_ray.errors import JobError
 from deepfake_ray.execution import BYTES_PER_TASK, context
+from deepfake_ray.facts import read_facts
 from deepfake_ray.images import Limits
 from deepfake_ray.isolation import Isolated
-from deepfake_ray.loading import Loader, read_facts
+from deepfake_ray.loading import Loader, decoder_bytes
 from deepfake_ray.placement import ScoringPlacement, plan_reading
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.sampling import Position, Sampler, Task
@@ -47,7 +48,7 @@ class ReadFacts:
 
     def __call__(self, work: pa.Table) -> pa.Table:
         """A column uri -> `schema.FACTS`, in order."""
-        found = list(read_facts(work["uri"].to_pylist(), self.limits))
+        found = read_facts(work["uri"].to_pylist(), self.limits)
         columns = {name: [getattr(image, name) for image in found] for name in FACTS.names}
         return pa.table(columns, schema=FACTS)
 
@@ -217,7 +218,12 @@ class _Isolated:
     """An actor: keeps a worker in a process of its own, which it replaces when an image brings it down."""
 
     def __init__(self, worker: str, spec: ScorerSpec):
-        self._worker = Isolated(f"deepfake_ray.scorer:{worker}", spec, timeout_s=spec.image_timeout_s)
+        self._worker = Isolated(
+            f"deepfake_ray.scorer:{worker}",
+            spec,
+            timeout_s=spec.image_timeout_s,
+            decoder_bytes=decoder_bytes(spec.limits),
+        )
 
     def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
         (chunk,) = work.to_pylist()
