@@ -15,9 +15,10 @@ from deepfake_ray import manifest
 from deepfake_ray.batches import Block, ReadTask, Run
 from deepfake_ray.errors import JobError
 from deepfake_ray.execution import bytes_ahead, context
+from deepfake_ray.facts import read_facts
 from deepfake_ray.images import Limits
 from deepfake_ray.isolation import Isolated
-from deepfake_ray.loading import read_facts
+from deepfake_ray.loading import decoder_bytes
 from deepfake_ray.placement import ScoringPlacement, plan_reading
 from deepfake_ray.schema import FACTS
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
@@ -39,7 +40,7 @@ class ReadFacts:
 
     def __call__(self, work: pa.Table) -> pa.Table:
         """A column uri -> `schema.FACTS` and the column uri, in order."""
-        found = list(read_facts(work["uri"].to_pylist(), self.limits))
+        found = read_facts(work["uri"].to_pylist(), self.limits)
         columns = {name: [getattr(image, name) for image in found] for name in FACTS.names}
         return pa.table(columns, schema=FACTS).append_column("uri", work["uri"])
 
@@ -120,7 +121,12 @@ class _Isolated:
     """An actor: keeps a worker in a process of its own, which it replaces when an image brings it down."""
 
     def __init__(self, worker: str, spec: ScorerSpec):
-        self._worker = Isolated(f"deepfake_ray.scorer:{worker}", spec, timeout_s=spec.image_timeout_s)
+        self._worker = Isolated(
+            f"deepfake_ray.scorer:{worker}",
+            spec,
+            timeout_s=spec.image_timeout_s,
+            decoder_bytes=decoder_bytes(spec.limits),
+        )
 
     def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
         return {"result": [_or_failure(self._worker, manifest.Chunk(**chunk)) for chunk in work.to_pylist()]}
