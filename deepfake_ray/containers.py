@@ -16,7 +16,7 @@ from deepfake_ray.png import PngFile
 from deepfake_ray.tiff import TiffFile
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Container:
     """What a file says of its picture, before any of it is decoded."""
 
@@ -31,6 +31,8 @@ class Container:
     tiff: TiffFile | None = None
     picture: bytes | None = None
     """What a decoder is given in place of the file."""
+    end: int = 0
+    """Bytes that the file has to have at least, if it says so: less is checked after the size of the picture is."""
 
     def upright_size(self) -> tuple[int, int]:
         """Width and height of the upright picture."""
@@ -187,9 +189,7 @@ def _walk_bmp(data: bytes) -> Container:
     if start < 14 + header:
         raise ImageError(ErrorCode.DECODE_FAILED, "the pixels of the bmp file begin within its header")
     needed = 2 if compression in _RLE else (width * bits + 31) // 32 * 4 * abs(height)
-    if start + needed > len(data):
-        raise ImageError(ErrorCode.TRUNCATED, "the bmp file ends before its pixels do")
-    return Container("bmp", width, abs(height))
+    return Container("bmp", width, abs(height), end=start + needed)
 
 
 # --- WebP

@@ -85,6 +85,8 @@ def _decode(data: bytes, limits: Limits, enough: int, *, grey: bool) -> Decoded:
     try:
         file = walk(data)
         _check_pixels(file.width, file.height, limits)
+        if file.end > len(data):
+            raise ImageError(ErrorCode.TRUNCATED, f"the {file.format} file ends before its pixels do")
         if file.jpeg is not None:
             jpeg.check(file.jpeg)
             pixels = upright(jpeg.decode(data, file.jpeg, enough, grey=grey), file.orientation)
@@ -199,7 +201,7 @@ def _to_rgb(image: Image.Image, file: Container) -> Image.Image:
     if image.has_transparency_data and not _is_alpha_unused(image, file):
         upper = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), upper).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _upper_bits(samples: NDArray[np.uint16], file: Container) -> NDArray[np.uint8]:

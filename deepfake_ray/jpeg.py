@@ -5,7 +5,7 @@ Knows neither Ray nor torch.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -44,9 +44,11 @@ class JpegFile:
     quality: int | None = None
     scan: int = 0
     """Where the first scan's marker (SOS) is."""
-    stray: list[tuple[int, int]] = field(default_factory=list)
+    scan_header: int = 0
+    """Where the number of that scan's components is."""
+    stray: tuple[tuple[int, int], ...] = ()
     """Stretches between segments that belong to none."""
-    mended: list[tuple[int, bytes]] = field(default_factory=list)
+    mended: tuple[tuple[int, bytes], ...] = ()
     """Bytes that libjpeg warns of, though no decoder needs them, and what they should be."""
 
 
@@ -61,48 +63,59 @@ def walk(data: bytes) -> JpegFile:
     """
     file = JpegFile()
     position, transform = 2, 0
-    while True:
-        found = _MARKER.search(data, position)
-        if found is None:
-            raise ImageError(ErrorCode.TRUNCATED, "the jpeg file ends before its picture begins")
-        if found.start() > position:
-            file.stray.append((position, found.start()))
-        marker, body = data[found.end() - 1], found.end()
-        if marker == EOI:
-            raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no scan before its end marker")
-        position = body
-        if marker == 0x01 or 0xD0 <= marker <= SOI:  # these have no length
-            continue
-        end = body + int.from_bytes(data[body : body + 2], "big")
-        if end < body + 2 and body + 2 <= len(data):
-            raise ImageError(ErrorCode.DECODE_FAILED, "a jpeg segment says that it is shorter than its own length")
-        if end > len(data) or body + 2 > len(data):
-            raise ImageError(ErrorCode.TRUNCATED, "the jpeg file ends within a segment before the picture")
-        position = end
-        if marker == DHT:
-            continue
-        if marker == DQT:
-            if file.quality is None:
-                file.quality = _quality(data, body + 2, end)
-        elif marker == SOS:
-            file.scan = found.start()
-            break
-        elif 0xC0 <= marker <= 0xCF and marker not in (JPG, DAC):
-            _read_frame(file, marker, data[body + 2 : end])
-        elif marker == APP1:
-            if file.orientation == 1 and data[body + 2 : body + 8] == b"Exif\x00\x00":
-                file.orientation = orientation_of(data[body + 8 : end])
-        elif marker == APP0:
-            if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
-                file.mended.append((body + 7, b"\x01"))  # "unknown JFIF revision number"
-        elif marker == APP14 and data[body + 2 : body + 7] == b"Adobe" and end >= body + 14:
-            file.is_adobe = True
-            transform = body + 13
-    if not file.process:
+    try:
+        while True:
+            if data[position] != 0xFF or not 0 < data[position + 1] < 0xFF:
+                position = _next_marker(data, position, file)
+            marker, body = data[position + 1], position + 2
+            if 0xD0 <= marker <= EOI or marker == 0x01:  # these have no length
+                if marker == EOI:
+                    raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no scan before its end marker")
+                position = body
+                continue
+            end = body + (data[body] << 8 | data[body + 1])
+            if marker == SOS:
+                file.scan, file.scan_header = position, body + 2
+                break
+            if end > len(data):
+                raise IndexError
+            if end < body + 2:
+                raise ImageError(ErrorCode.DECODE_FAILED, "a jpeg segment is shorter than its own length")
+            position = end
+            if marker == DHT:
+                continue
+            if marker == DQT:
+                if file.quality is None:
+                    file.quality = _quality(data, body + 2, end)
+            elif 0xC0 <= marker <= 0xCF and marker not in (JPG, DAC):
+                _read_frame(file, marker, data[body + 2 : end])
+            elif marker == APP1:
+                if file.orientation == 1 and data[body + 2 : body + 8] == b"Exif\x00\x00":
+                    file.orientation = orientation_of(data[body + 8 : end])
+            elif marker == APP0:
+                if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
+                    file.mended += ((body + 7, b"\x01"),)  # "unknown JFIF revision number"
+            elif marker == APP14 and data[body + 2 : body + 7] == b"Adobe" and end >= body + 14:
+                file.is_adobe = True
+                transform = body + 13
+        components = data[file.scan_header]
+    except IndexError as error:
+        raise ImageError(ErrorCode.TRUNCATED, "the jpeg file ends before its picture begins") from error
+    if not file.process or not components:
         raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no frame header before its first scan")
-    if file.is_adobe and data[transform] > 2:  # "Unknown Adobe color transform code", taken for YCbCr or YCCK
-        file.mended.append((transform, b"\x02" if len(file.components) == 4 else b"\x01"))
+    if transform and data[transform] > 2:  # "Unknown Adobe color transform code", taken for YCbCr or YCCK
+        file.mended += ((transform, b"\x02" if len(file.components) == 4 else b"\x01"),)
     return file
+
+
+def _next_marker(data: bytes, position: int, file: JpegFile) -> int:
+    """Where the next marker is, behind bytes that belong to no segment and bytes that fill up."""
+    found = _MARKER.search(data, position)
+    if found is None:
+        raise IndexError
+    if found.start() > position:
+        file.stray += ((position, found.start()),)
+    return found.end() - 2
 
 
 def _read_frame(file: JpegFile, marker: int, content: bytes) -> None:
@@ -148,9 +161,8 @@ def decode(data: bytes, file: JpegFile, enough: int = 0, *, grey: bool = False) 
     """
     is_cmyk = len(file.components) == 4
     space = "CMYK" if is_cmyk else "GRAY" if grey else "RGB"
-    if (file.process in _PROGRESSIVE or data[_scan_header(data, file.scan)] < len(file.components)) and not (
-        _is_refined(data, file)
-    ):
+    has_scans = file.process in _PROGRESSIVE or data[file.scan_header] < len(file.components)
+    if has_scans and not _is_refined(data, file):
         raise ImageError(ErrorCode.TRUNCATED, "the jpeg file ends before its last scan")
     try:
         pixels = _strictly(data, space, enough)
@@ -182,17 +194,10 @@ class _Scan:
     """Behind its coded data."""
 
 
-def _scan_header(data: bytes, start: int) -> int:
-    found = _MARKER.match(data, start)
-    assert found is not None
-    return found.end() + 2
-
-
 def _scans(data: bytes, file: JpegFile) -> Iterator[_Scan | None]:
     """The scans, in order; a None at the end if the end marker is missing."""
-    start = file.scan
+    start, header = file.scan, file.scan_header
     while True:
-        header = _scan_header(data, start)
         coded = header - 2 + int.from_bytes(data[header - 2 : header], "big")
         found = _MARKER_BEHIND_SCAN.search(data, coded)
         yield _Scan(start, header, len(data) if found is None else found.start())
@@ -208,7 +213,7 @@ def _scans(data: bytes, file: JpegFile) -> Iterator[_Scan | None]:
             return
         if data[found.end() - 1] == EOI:
             return
-        start = found.start()
+        start, header = found.start(), found.end() + 2
 
 
 def _is_refined(data: bytes, file: JpegFile) -> bool:
