@@ -43,15 +43,9 @@ def check(config: Any) -> None:
 
 def _inputs(config: Any) -> list[str]:
     """The places that a job reads."""
-    named = [
-        getattr(config, name, None) for name in ("data", "labels", "model", "skip_known", "predictions", "compare")
-    ]
-    weights = getattr(config, "weights", None)
-    return [
-        *getattr(config, "images", ()),
-        *filter(None, named),
-        *([] if weights in (None, *GIVEN_BY_NAME) else [weights]),
-    ]
+    names = ("data", "labels", "model", "skip_known", "predictions", "compare", "weights")
+    named = (getattr(config, name, None) for name in names)
+    return [*getattr(config, "images", ()), *(place for place in named if place and place not in GIVEN_BY_NAME)]
 
 
 def _check_tables(config: Any) -> None:
@@ -65,8 +59,7 @@ def _check_tables(config: Any) -> None:
 
 
 def _look_into(place: str, pick: Pick | None) -> None:
-    with contextlib.closing(manifest.pages_of([place], pick=pick, limit=1)) as pages:
-        next(pages, None)
+    next(iter(manifest.pages_of([place], pick=pick, limit=1)), None)
 
 
 def _check_outputs_of_others(config: Any) -> None:
