@@ -109,8 +109,8 @@ class _End:
         """The job has raised; what is neither a user's mistake, a failure nor an interruption is raised again."""
         if self._code is not None:  # by Ray, in its end: the job's own is told already
             return self._code
-        if self._interrupts.number is not None:
-            return self._end(self._interrupts.code, {"error": "interrupted", "exit_code": self._interrupts.code})
+        if (code := self._interrupts.code()) is not None:
+            return self._end(code, {"error": "interrupted", "exit_code": code})
         match error:
             case UserError():
                 word, code = "error", 2

@@ -313,18 +313,8 @@ def _require_share(name: str, value: float) -> None:
 
 
 FREE_TO_CHANGE = frozenset(
-    {
-        "output",
-        "resume",
-        "verbose",
-        "json",
-        "num_workers",
-        "use_gpu",
-        "max_error_share",
-        "max_failures",
-        "shared_storage",
-    }
-    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps"}
+    {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
+    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps", "json"}
 )
 """What a resumed run may be told otherwise: it changes no result."""
 

@@ -18,6 +18,8 @@ from typing import NoReturn, Self
 from deepfake_ray.progress import say
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
+STOP, CATCH_UP = b"\x00", b"\xff"
+"""No signals: what the thread is told beside their numbers."""
 SECONDS_TO_END = 20.0
 """From the first signal on; then the process ends, whatever it is at."""
 SECONDS_OF_ONE_SIGNAL = 0.5
@@ -38,17 +40,18 @@ class Interrupts:
 
     def __init__(self, advice: Callable[[], str]):
         self.advice = advice
-        self.number: int | None = None
-        """Of the signal that came, if one did."""
+        self._number: int | None = None
         self._came_at = 0.0
         self._is_raised = False
         self._code: int | None = None
-        self._told = threading.Event()
+        self._caught_up = threading.Event()
 
-    @property
-    def code(self) -> int:
-        """The exit code that belongs to the signal."""
-        return 128 + (self.number or 0)
+    def code(self) -> int | None:
+        """The exit code that belongs to the signal that came, which is told by now; None if none came."""
+        self._caught_up.clear()
+        os.write(self._writer, CATCH_UP)
+        self._caught_up.wait(1.0)
+        return None if self._number is None else 128 + self._number
 
     def __enter__(self) -> Self:
         global _active
@@ -67,12 +70,12 @@ class Interrupts:
     ) -> None:
         global _active
         _active = None
-        if self.number is not None:
+        if self._number is not None:
             return  # the process is to end, whatever threads it still waits for
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup)
-        os.write(self._writer, b"\0")
+        os.write(self._writer, STOP)
         self._thread.join()
         os.close(self._reader)
         os.close(self._writer)
@@ -85,12 +88,10 @@ class Interrupts:
     def over(self, code: int) -> None:
         """The job has ended with this code: a signal that comes now ends the rest at once, and changes nothing."""
         self._code = code
-        if self.number is not None:
-            self._told.wait(1.0)
 
     def _raise(self, number: int, _: FrameType | None) -> None:
         if self._code is None and not self._is_raised:
-            self._is_raised, self.number = True, self.number or number
+            self._is_raised = True
             raise KeyboardInterrupt
 
     def _watch(self) -> None:
@@ -100,9 +101,11 @@ class Interrupts:
             if not ready:
                 self._end()
             for number in os.read(self._reader, 64):
-                if number == 0:
+                if number == STOP[0]:
                     return
-                if number in WORDS:
+                if number == CATCH_UP[0]:
+                    self._caught_up.set()
+                elif number in WORDS:
                     self._received(number)
 
     def _received(self, number: int) -> None:
@@ -112,13 +115,16 @@ class Interrupts:
             if time.monotonic() - self._came_at >= SECONDS_OF_ONE_SIGNAL:
                 self._end()
             return
-        self._came_at, self.number = time.monotonic(), number
-        say(f"{WORDS[signal.Signals(number)]}: {self.advice()}")
-        self._told.set()
+        self._came_at, self._number = time.monotonic(), number
+        try:
+            advice = self.advice()
+        except Exception as error:  # a storage that does not answer must not keep the line back
+            advice = f"the same command with --resume goes on from what is written ({error})"
+        say(f"{WORDS[signal.Signals(number)]}: {advice}")
 
     def _end(self) -> NoReturn:
         sys.stderr.flush()
-        os._exit(self.code if self._code is None else self._code)
+        os._exit(128 + (self._number or 0) if self._code is None else self._code)
 
 
 def own() -> None:
