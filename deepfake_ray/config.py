@@ -47,6 +47,9 @@ class JobConfig:
     """Go on with an unfinished output of the same images and settings; a finished one is left as it is."""
     verbose: bool = False
     """Show Ray's own log lines too."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output, and nothing else there; of a job that fails,
+    {"error": ..., "exit_code": ...}."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "max_image_bytes", "max_image_pixels"):
@@ -300,6 +303,9 @@ class QuickstartConfig:
     """Seed of the sample and of the training."""
     verbose: bool = False
     """Show Ray's own log lines too."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output, and nothing else there; of a job that fails,
+    {"error": ..., "exit_code": ...}."""
 
 
 def _require_share(name: str, value: float) -> None:
@@ -308,7 +314,7 @@ def _require_share(name: str, value: float) -> None:
 
 FREE_TO_CHANGE = frozenset(
     {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
-    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps"}
+    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps", "json"}
 )
 """What a resumed run may be told otherwise: it changes no result."""
 

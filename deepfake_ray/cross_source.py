@@ -11,32 +11,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema, storage, summaries
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import evaluate
 from deepfake_ray.labels import labelled
-from deepfake_ray.progress import say
+from deepfake_ray.progress import say, show
 from deepfake_ray.training import train
 
 MATRIX = "leave_one_source_out.csv"
 NOTHING = "(nothing)"
 
 
-def train_or_cross(config: TrainConfig) -> None:
-    """What jobs/train.py does.
+def train_or_cross(config: TrainConfig) -> dict[str, Any]:
+    """What jobs/train.py does; returns its summary.
 
     Raises:
         UserError: see the messages.
         JobError: training or scoring failed.
     """
     output = storage.absolute(config.output)
-    if not config.leave_one_source_out:
-        train(config)
-    elif config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
-    else:
-        leave_one_source_out(config)
+    if config.leave_one_source_out:
+        return {"output": output, "leave_one_source_out": leave_one_source_out(config)}
+    return summaries.of_bundle(train(config), output)
 
 
 def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
@@ -68,7 +65,7 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
     writer.writerows(cells)
     storage.write_bytes(storage.join(output, MATRIX), text.getvalue().encode())
     storage.mark_finished(output)
-    say(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
+    show(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
     return cells
 
 

@@ -38,7 +38,7 @@ from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say
 from deepfake_ray.scores import Threshold, threshold_of_rows
 from deepfake_ray.scoring import RUN, score_manifest
-from deepfake_ray.session import cause_of
+from deepfake_ray.session import cause_of, start_ray
 
 METRICS, DEGRADED = "metrics.json", "degraded"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
@@ -59,9 +59,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         return finished
     other = None if config.compare is None else _other_evaluation(config.compare)
     if config.predictions is None:
-        run = score_manifest(config, [config.data], lambda: _labelled_pages(config))
+        # Before Ray is started; a resumed run scores the images that it began with.
+        pages = [] if config.resume and storage.exists(storage.join(output, RUN)) else _labelled_pages(config)
+        run = score_manifest(config, [config.data], lambda: pages)
     else:
         config, run = _join(config, output)
+        start_ray()
     rows = read_predictions(output, COLUMNS)
     scored = rows.filter(pc.equal(rows["status"], schema.OK))
     model = bundle.load_spec(config.model)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,14 +10,14 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, calibration, fingerprints, manifest, measurement, schema, storage
+from deepfake_ray import bundle, calibration, fingerprints, manifest, measurement, schema, storage, summaries
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
 from deepfake_ray.predictions import read_predictions
-from deepfake_ray.progress import say
+from deepfake_ray.progress import say, show
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import check_places
 
@@ -40,14 +41,15 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
         return bundle.load_spec(place)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
-    check_places([config.model, config.data], output, shared_storage=config.shared_storage)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
     images = labelled(config)
-    scales = _scales(of_split(images, schema.TRAIN, config.data).table["uri"], config)
+    train, validation = (of_split(images, split, config.data) for split in (schema.TRAIN, schema.VALIDATION))
+    check_places([config.model, config.data], output, shared_storage=config.shared_storage)
+    scales = _scales(train.table["uri"], config)
     untuned = bundle.save(place, replace(spec, scales=scales), arrays)
-    tuned = _tuned(place, of_split(images, schema.VALIDATION, config.data), config)
+    tuned = _tuned(place, validation, config)
     quantised = replace(
         untuned,
         temperature=tuned.temperature,
@@ -61,9 +63,14 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     storage.mark_finished(output)
     before = spec.provenance.get("validation", {})
     for name in ("roc_auc", "balanced_accuracy"):
-        say(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
-    say(f"  model  {place}")
+        show(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
+    show(f"  model  {place}")
     return quantised
+
+
+def quantize_to_summary(config: QuantizeConfig) -> dict[str, Any]:
+    """What jobs/quantize.py does: `quantize`, and its summary."""
+    return summaries.of_bundle(quantize(config), storage.absolute(config.output))
 
 
 def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) -> calibration.Tuned:

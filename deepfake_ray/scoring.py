@@ -24,7 +24,7 @@ from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
-from deepfake_ray.progress import Progress, duration, say
+from deepfake_ray.progress import Progress, Rate, duration, say, show
 from deepfake_ray.scorer import STAGES, Report, ScorerSpec
 from deepfake_ray.scores import Threshold
 from deepfake_ray.session import Patience, check_places
@@ -57,7 +57,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         config, config.images, lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit)
     )
     storage.mark_finished(output)
-    say(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
+    show(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
     return summary
 
 
@@ -128,6 +128,8 @@ def score_manifest(
     if resuming:
         num_left = sum(chunk.num_rows for chunk in left)
         say(f"resuming: {run['num_images'] - num_left:,} of {run['num_images']:,} images are scored already")
+    if left:
+        say(f"starting {min(len(left), placement.num_actors)} scorer(s) ...")
     this_run = _Run(spec, layout, plan).score(left, placement) if left else {"images_per_s": None, "num_known": 0}
     if not config.profile:
         this_run.pop("profile", None)
@@ -147,8 +149,8 @@ def score_manifest(
 
 
 def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) -> None:
-    rate = f" at {run['images_per_s']:,.0f} images/s" if left_any else ""
-    say(
+    rate = f" at {run['images_per_s']:,.0f} images/s" if left_any and run["images_per_s"] else ""
+    show(
         f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
         f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold.p_fake:.4g}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
@@ -167,6 +169,7 @@ def _begin(
 ) -> dict[str, Any]:
     """List the images and write all that a resumed run needs; returns `run.json` as it begins."""
     output = storage.absolute(config.output)
+    say("listing the images ...")
     listed = _list(pages, storage.join(output, MANIFEST))
     batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation, variants)
     run = {
@@ -237,7 +240,7 @@ class _Run:
         self._spec, self._layout, self._plan = spec, layout, plan
         self._watch = ErrorWatch(spec.max_error_share)
         self._metrics = RunMetrics("score", spec.run_id)
-        self._started_at, self._ended_at = float("inf"), 0.0
+        self._rate = Rate()
         self._num_known = 0
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._stats: list[str] = []
@@ -246,7 +249,7 @@ class _Run:
         """Score the chunks, however many nodes are lost meanwhile; returns the part of `run.json` about this driver."""
         with (
             Patience("score") as self._patience,
-            Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress,
+            Progress("score", sum(chunk.num_rows for chunk in chunks), rate=self._rate) as progress,
         ):
             while chunks:
                 left = self._round(chunks, placement, progress)
@@ -260,7 +263,7 @@ class _Run:
                     say(f"score: {len(chunks):,} chunks were lost with the node or process that held them: once more")
                     placement = planned(self._plan)
         return {
-            "images_per_s": self._images_per_s(),
+            "images_per_s": self._rate.per_s,
             "num_known": self._num_known,
             "profile": {"stages": _stages(self._seconds), "ray_data": self._stats},
         }
@@ -281,18 +284,13 @@ class _Run:
         return list(left.values())
 
     def _count(self, report: Report) -> None:
-        self._started_at = min(self._started_at, report.started_at)
-        self._ended_at = max(self._ended_at, report.ended_at)
         self._num_known += report.num_known
         for stage, seconds in report.seconds.items():
             self._seconds[stage] += seconds
         self._watch.add(report)
         self._layout.written(report.index)
-        self._metrics.update(self._watch.done, self._watch.errors)
-
-    def _images_per_s(self) -> float:
-        """From the first batch to the last write."""
-        return self._watch.done / max(self._ended_at - self._started_at, 1e-9)
+        self._rate.update(self._watch.done, report.started_at, report.ended_at)
+        self._metrics.update(self._watch.done, self._watch.errors, self._rate.per_s)
 
 
 def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
-from deepfake_ray.progress import duration, say
+from deepfake_ray.progress import duration, say, show
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
+SECONDS_TO_ABORT = 5.0
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
 
@@ -72,19 +74,23 @@ def train(config: TrainConfig) -> bundle.Spec:
         return bundle.load_spec(storage.join(output, "model"))
     settings_uri = storage.join(output, "config.json")
     resuming = config.resume and storage.exists(settings_uri)
-    if not resuming:
+    if not config.resume:
         storage.require_new_output(output, resumable=True)
+    # All that can be wrong without Ray, before it is started: by the first that asks for the cluster's nodes.
+    state = weights.initial_state(config.arch, config.weights or weights.default_weights(config.arch), config.seed)
+    if config.image_size is not None:
+        models.check_image_size(config.arch, config.image_size)
     images = labelled(config)
     findings = _look_at_data(images)
     placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
     check_places([config.data], output, shared_storage=config.shared_storage)
     settings = _resolve(config, images, placement)
-    state = weights.initial_state(config.arch, settings["weights"], config.seed)
     if resuming:
         # The order of rows and the batch-norm statistics depend on the number of workers.
         require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
     else:
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        say(f"reading {len(images.table):,} images for the audit ...")
         facts = image_facts(images.table["uri"], limits)
         of_files = _look_at_files(images, facts, config)
         findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
@@ -135,7 +141,7 @@ def train(config: TrainConfig) -> bundle.Spec:
     saved = _write_bundle(best, storage.join(output, "model"), preparation, config, settings, counts)
     storage.mark_finished(output)
     figures = saved.provenance["validation"]
-    say(
+    show(
         f"done in {duration(time.monotonic() - started)}: best epoch {saved.provenance['best_epoch']}, validation AUC "
         f"{figures['roc_auc']:.4f}, accuracy {figures['accuracy']:.4f}\n"
         f"  model    {storage.join(output, 'model')}\n  history  {storage.join(output, 'history.csv')}\n"
@@ -251,6 +257,15 @@ class _Trainer(ray.train.torch.TorchTrainer):
     and the run would wait ten seconds for it at its end.
     """
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Not Ray's handler, which is never taken back, swallows Ctrl-C, and ends the process with 0."""
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the controller, and with it the workers; after an interruption, as Ray's handler would have."""
+        with suppress(AttributeError, ray.exceptions.RayError):
+            ray.get(self._controller.abort.remote(), timeout=SECONDS_TO_ABORT)
+
     def _create_default_callbacks(self) -> list[Any]:
         without = (DatasetsCallback,) if has_dashboard() else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, without)]
@@ -279,6 +294,9 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     )
     try:
         result = trainer.fit()
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
     except ray.train.TrainingFailedError as error:
         hint = "; lower --micro-batch-size" if "OutOfMemoryError" in str(error) else ""
         raise JobError(f"training failed: {error}{hint}") from error
