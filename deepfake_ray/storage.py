@@ -23,6 +23,8 @@ import pyarrow.fs as pafs
 from deepfake_ray.errors import UserError
 
 SUCCESS = "_SUCCESS"
+LOCK = "_LOCK"
+"""Who writes an output, while it is written: see `output_lock`."""
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("s3", "gs", "file")
@@ -222,7 +224,7 @@ def new_file(uri: str) -> Iterator[str]:
     if is_local(uri):
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         # Readers of Parquet directories pass over names with a dot, should a killed run leave one behind.
-        temporary = str(Path(uri).with_name(f".{uuid.uuid4().hex}{_TEMPORARY}"))
+        temporary = temporary_name(uri)
     else:
         handle, temporary = tempfile.mkstemp(suffix=_TEMPORARY)
         os.close(handle)
@@ -237,6 +239,11 @@ def new_file(uri: str) -> Iterator[str]:
 
 
 _TEMPORARY = ".tmp"
+
+
+def temporary_name(path: str) -> str:
+    """A local path beside another, for a file that is to take its place."""
+    return str(Path(path).with_name(f".{uuid.uuid4().hex}{_TEMPORARY}"))
 
 
 def _put(uri: str, data: bytes | Path) -> None:
@@ -309,7 +316,8 @@ def require_new_output(output: str, *, resumable: bool) -> None:
     Raises:
         UserError: it is not empty.
     """
-    names = list_names(output)
+    # The lock is this run's own, or will refuse it; of those who ask for it, temporary files come and go.
+    names = [name for name in list_names(output) if name != LOCK and not re.fullmatch(rf"\..*{_TEMPORARY}", name)]
     if names:
         hint = "name a new directory, or add --resume to go on with it" if resumable else "name a new directory"
         raise UserError(f"output must be empty: {output} holds {', '.join(names[:5])}; {hint}.")
