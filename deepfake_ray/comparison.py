@@ -9,17 +9,20 @@ from scipy.stats import binomtest
 
 from deepfake_ray import intervals, metrics, schema
 from deepfake_ray.ranking import Ranking
+from deepfake_ray.scores import Threshold, called_fake
 
-COLUMNS = ["uri", "logit", "p_fake", "true_label", "group"]
+COLUMNS = ["uri", "logit", "true_label", "group"]
 
 
-def compare(ours: pd.DataFrame, theirs: pd.DataFrame, thresholds: tuple[float, float], seed: int = 0) -> dict[str, Any]:
+def compare(
+    ours: pd.DataFrame, theirs: pd.DataFrame, thresholds: tuple[Threshold, Threshold], seed: int = 0
+) -> dict[str, Any]:
     """Figures of two models on the images that both have scored, and how sure the differences are.
 
     Args:
         ours: `COLUMNS` of predictions with status ok.
         theirs: likewise, of the other model.
-        thresholds: on p_fake: ours, theirs.
+        thresholds: ours, theirs.
         seed: of the resamples.
 
     Returns:
@@ -31,7 +34,7 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, thresholds: tuple[float, f
     Raises:
         ValueError: they have no image in common, not of both classes, or do not agree on a label.
     """
-    both = ours.merge(theirs[["uri", "logit", "p_fake", "true_label"]], on="uri", suffixes=("", "_other"))
+    both = ours.merge(theirs[["uri", "logit", "true_label"]], on="uri", suffixes=("", "_other"))
     if not len(both):
         raise ValueError("no image is in both")
     disagree = both[both.true_label != both.true_label_other]
@@ -41,8 +44,8 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, thresholds: tuple[float, f
         raise ValueError("the images that are in both are of one class")
     labels = np.where(both.true_label == schema.CLASSES[schema.FAKE], schema.FAKE, schema.REAL)
     models = [
-        _Model(labels, both.logit, both.p_fake, thresholds[0]),
-        _Model(labels, both.logit_other, both.p_fake_other, thresholds[1]),
+        _Model(labels, both.logit, thresholds[0]),
+        _Model(labels, both.logit_other, thresholds[1]),
     ]
 
     def differences(weights: np.ndarray) -> Mapping[str, float]:
@@ -67,8 +70,8 @@ def compare(ours: pd.DataFrame, theirs: pd.DataFrame, thresholds: tuple[float, f
 
 
 class _Model:
-    def __init__(self, labels: np.ndarray, logits: pd.Series, p_fake: pd.Series, threshold: float):
-        self.called = metrics.called_fake(p_fake, threshold)
+    def __init__(self, labels: np.ndarray, logits: pd.Series, threshold: Threshold):
+        self.called = called_fake(logits, threshold)
         self._cells = 2 * labels + self.called
         self._ranking = Ranking(labels, logits, 1.0)
 

@@ -36,6 +36,7 @@ from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say
+from deepfake_ray.scores import Threshold, threshold_of_rows
 from deepfake_ray.scoring import RUN, score_manifest
 from deepfake_ray.session import cause_of
 
@@ -82,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if other is not None:
         result["comparison"] = _comparison(scored, threshold, other, config)
     errors = _mistakes(scored, threshold, config.model, limits)
-    _write(result, scored, model, errors, run, output)
+    _write(result, scored, model, threshold, errors, run, output)
     try:
         bundle.add_to_card(config.model, result)
     except OSError as error:
@@ -107,7 +108,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
     run = joining.scoring_run(place)
     config = replace(config, model=config.model or run["config"]["model"])
     model = bundle.load_spec(config.model)
-    if model.model_id != run["model_id"]:
+    if not model.made(run["model_id"]):
         raise UserError(
             f"model must be the one that made the predictions: {config.model} is {model.model_id}, they are by "
             f"{run['model_id']}; give --model."
@@ -139,7 +140,7 @@ def _other_evaluation(place: str) -> tuple[dict[str, Any], pa.Table]:
     place = storage.absolute(place)
     try:
         result: dict[str, Any] = storage.read_json(storage.join(place, METRICS))
-        rows = read_predictions(place, ["status", *comparison.COLUMNS])
+        rows = read_predictions(place, ["status", "p_fake", *comparison.COLUMNS])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"compare must be the output of jobs/evaluate.py: {place} is not ({error}).") from error
     return result, rows.filter(pc.equal(rows["status"], schema.OK))
@@ -156,7 +157,7 @@ def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str
     return audit.of_evaluation(scored, trained, facts, config.seed)
 
 
-def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: float) -> list[dict[str, Any]]:
+def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: Threshold) -> list[dict[str, Any]]:
     drawn = robustness.draw(scored, config.degrade, config.seed)
     say(f"the same after {len(DEGRADATIONS)} degradations, on {len(drawn):,} images")
     names = tuple(DEGRADATIONS)
@@ -173,10 +174,14 @@ def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: 
 
 
 def _comparison(
-    scored: pa.Table, threshold: float, other: tuple[dict[str, Any], pa.Table], config: EvaluateConfig
+    scored: pa.Table, threshold: Threshold, other: tuple[dict[str, Any], pa.Table], config: EvaluateConfig
 ) -> dict[str, Any]:
     result, rows = other
-    theirs = result["thresholds"][result["verdict_threshold"]]["threshold"]
+    at = result["thresholds"][result["verdict_threshold"]]
+    if "threshold_logit" in at:
+        theirs = Threshold(logit=at["threshold_logit"], p_fake=at["threshold"])
+    else:  # of a version that compared p_fake
+        theirs = threshold_of_rows(rows["logit"], rows["p_fake"], at["threshold"])
     ours, others = (table.select(comparison.COLUMNS).to_pandas() for table in (scored, rows))
     try:
         found = comparison.compare(ours, others, (threshold, theirs), config.seed)
@@ -185,7 +190,7 @@ def _comparison(
     return {"with": storage.absolute(config.compare or ""), "model_id": result["model_id"], **found}
 
 
-def _mistakes(scored: pa.Table, threshold: float, model: str, limits: Limits) -> list[mistakes.Mistake]:
+def _mistakes(scored: pa.Table, threshold: Threshold, model: str, limits: Limits) -> list[mistakes.Mistake]:
     """On a worker, because these are pictures to be decoded, and a model to be run."""
     rows = mistakes.worst(scored, threshold)
     if not rows:
@@ -206,14 +211,14 @@ def _write(
     result: dict[str, Any],
     scored: pa.Table,
     model: bundle.Spec,
+    threshold: Threshold,
     errors: list[mistakes.Mistake],
     run: Mapping[str, Any],
     output: str,
 ) -> None:
-    labels, logits, p_fake = measurement.arrays(scored)
-    at = result["thresholds"][result["verdict_threshold"]]["threshold"]
-    report_text = metrics.classification_report(labels, p_fake, at)
-    pictures = figures.of_evaluation(labels, logits, p_fake, result, model.temperature)
+    labels, logits = measurement.arrays(scored)
+    report_text = metrics.classification_report(labels, logits, threshold)
+    pictures = figures.of_evaluation(labels, logits, result, model.temperature)
     storage.write_json(storage.join(output, METRICS), result)
     with storage.new_file(storage.join(output, "metrics.parquet")) as path:
         pq.write_table(measurement.tidy(result), path, compression="zstd")
@@ -232,7 +237,7 @@ def _say_result(result: dict[str, Any], output: str) -> None:
         auc = f", ROC AUC {result['roc_auc']:.4f} ({low:.4f} to {high:.4f})"
     say(
         f"{result['split']}: accuracy {at['accuracy']:.4f}, balanced accuracy {at['balanced_accuracy']:.4f}, F1 of "
-        f"fake {at['f1_fake']:.4f} at {result['verdict_threshold']} ({at['threshold']:.4f}){auc}, on "
+        f"fake {at['f1_fake']:.4f} at {result['verdict_threshold']} ({at['threshold']:.4g}){auc}, on "
         f"{result['num_scored']:,} images"
     )
     for warning in result["warnings"]:

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, intervals, metrics, schema, slices
+from deepfake_ray import bundle, calibration, intervals, metrics, schema, slices
 from deepfake_ray.ranking import Ranking
+from deepfake_ray.scores import Threshold, called_fake
 
 ONE_SIDED = 0.98
 """Warn when more than this share of the verdicts is the same, while the labels are not."""
@@ -17,15 +18,11 @@ COLUMNS = ["logit", "p_fake", "true_label", "group", *slices.COLUMNS]
 """Of the predictions, what is measured."""
 
 
-def arrays(scored: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Labels, logits and p_fake of rows that were scored."""
+def arrays(scored: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Labels and logits of rows that were scored."""
     fake = pc.equal(scored["true_label"], schema.CLASSES[schema.FAKE]).to_numpy(zero_copy_only=False)
     labels = np.where(fake, schema.FAKE, schema.REAL)
-    return (
-        labels,
-        scored["logit"].to_numpy().astype(np.float64),
-        scored["p_fake"].to_numpy().astype(np.float64),
-    )
+    return labels, scored["logit"].to_numpy().astype(np.float32)
 
 
 def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0) -> dict[str, Any]:
@@ -37,10 +34,10 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
         threshold: the one that the verdicts are given at: a name, or a number.
         seed: of the resamples that the intervals are from.
     """
-    labels, logits, p_fake = arrays(scored)
+    labels, logits = arrays(scored)
     thresholds = dict(model.thresholds)
     if threshold not in thresholds:
-        thresholds["given"] = float(threshold)
+        thresholds["given"] = model.threshold(threshold)
     verdict = threshold if threshold in thresholds else "given"
     groups = scored["group"].to_pylist()
     grouped = None not in groups and len(set(groups)) < len(groups)
@@ -55,35 +52,41 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
         **metrics.threshold_free(labels, logits, model.temperature),
         "intervals": {},
         "thresholds": {
-            name: {"threshold": value, **metrics.at_threshold(labels, p_fake, value), "intervals": {}}
-            for name, value in thresholds.items()
+            name: {
+                "threshold": at.p_fake,
+                "threshold_logit": at.logit,
+                "num_real": at.num_real,
+                "num_fake": at.num_fake,
+                **metrics.at_threshold(labels, logits, at),
+                "intervals": {},
+            }
+            for name, at in thresholds.items()
         },
     }
-    result["log_loss_uncalibrated"] = metrics.log_loss(labels, logits, 1.0)
-    resampled = _resampled(labels, logits, p_fake, model.temperature, thresholds, groups if grouped else None, seed)
+    result["log_loss_uncalibrated"] = calibration.log_loss(labels, logits, 1.0)
+    resampled = _resampled(labels, logits, model.temperature, thresholds, groups if grouped else None, seed)
     for (where, name), interval in resampled.items():
         (result["thresholds"][where] if where else result)["intervals"][name] = interval
     if not grouped:
         for at in result["thresholds"].values():
             at["intervals"] |= _of_proportions(at["confusion_matrix"])
-    result["slices"] = slices.by_slice(scored, labels, logits, p_fake, thresholds[verdict])
-    result["warnings"] = _warnings(labels, p_fake >= thresholds[verdict])
+    result["slices"] = slices.by_slice(scored, labels, logits, thresholds[verdict])
+    result["warnings"] = _warnings(labels, called_fake(logits, thresholds[verdict]))
     return result
 
 
 def _resampled(
     labels: NDArray[np.int64],
-    logits: NDArray[np.float64],
-    p_fake: NDArray[np.float64],
+    logits: NDArray[np.float32],
     temperature: float,
-    thresholds: Mapping[str, float],
+    thresholds: Mapping[str, Threshold],
     groups: list[Any] | None,
     seed: int,
 ) -> dict[tuple[str, str], intervals.Interval | None]:
     """Bootstrap intervals by (name of the threshold, or nothing; metric)."""
     ranking = Ranking(labels, logits, temperature)
     # Which cell of the confusion matrix an image is in: 2 * true class + verdict.
-    cells = {name: 2 * labels + metrics.called_fake(p_fake, value) for name, value in thresholds.items()}
+    cells = {name: 2 * labels + called_fake(logits, at) for name, at in thresholds.items()}
 
     def figures(weights: NDArray[np.float64]) -> dict[tuple[str, str], float]:
         found = {("", name): value for name, value in ranking.figures(weights).items()}
@@ -108,8 +111,8 @@ def _of_proportions(confusion_matrix: list[list[int]]) -> dict[str, intervals.In
     }
 
 
-def _warnings(labels: NDArray[np.int64], called_fake: NDArray[np.bool_]) -> list[str]:
-    share = float(called_fake.mean())
+def _warnings(labels: NDArray[np.int64], called: NDArray[np.bool_]) -> list[str]:
+    share = float(called.mean())
     share_of_labels = float(np.mean(labels == schema.FAKE))
     if max(share, 1 - share) > ONE_SIDED and max(share_of_labels, 1 - share_of_labels) <= ONE_SIDED:
         side = schema.CLASSES[schema.FAKE if share > 0.5 else schema.REAL]

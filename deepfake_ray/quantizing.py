@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, fingerprints, manifest, measurement, metrics, schema, storage
+from deepfake_ray import bundle, calibration, fingerprints, manifest, measurement, schema, storage
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
@@ -66,7 +66,7 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     return quantised
 
 
-def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) -> metrics.Tuned:
+def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) -> calibration.Tuned:
     """What the quantised model's scores of the validation split ask for."""
     scoring = EvaluateConfig(
         data=config.data,
@@ -82,9 +82,9 @@ def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) ->
     page = manifest.Page(validation.table, validation.other_files)
     score_manifest(scoring, [config.data], lambda: [page])
     rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
-    labels, logits, _ = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
+    labels, logits = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
     storage.delete_directory(scoring.output)  # p_fake there is by the temperature of before
-    return metrics.tune(labels, logits)
+    return calibration.tune(labels, logits)
 
 
 def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:

@@ -9,8 +9,9 @@ import pyarrow as pa
 from deepfake_ray import intervals, metrics, schema
 from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.ranking import Ranking
+from deepfake_ray.scores import Threshold, called_fake
 
-COLUMNS = ["row", "logit", "p_fake", "true_label", "group"]
+COLUMNS = ["row", "logit", "true_label", "group"]
 AS_IT_IS = "as_it_is"
 
 
@@ -23,13 +24,13 @@ def draw(scored: pa.Table, number: int, seed: int) -> pa.Table:
     return scored.take(np.sort(np.concatenate([rows[:half] for rows in chosen])))
 
 
-def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: float, seed: int = 0) -> list[dict[str, Any]]:
+def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: Threshold, seed: int = 0) -> list[dict[str, Any]]:
     """Figures of the same images as they are, and after each degradation.
 
     Args:
         scored: rows of predictions with status ok and `COLUMNS`.
         degraded: the same of `schema.DEGRADED`, with `degradation`.
-        threshold: on p_fake.
+        threshold: of the verdicts.
         seed: of the resamples.
 
     Returns:
@@ -39,7 +40,7 @@ def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: float, seed:
         flipped_to_fake, flipped_to_real.
     """
     clean = scored.select(COLUMNS).to_pandas().set_index("row")
-    after = degraded.select(["row", "degradation", "logit", "p_fake"]).to_pandas().set_index("row")
+    after = degraded.select(["row", "degradation", "logit"]).to_pandas().set_index("row")
     of_all = clean[clean.index.isin(after.index)]
     found = [{"name": AS_IT_IS, "title": "as it is", **_figures(of_all, of_all, threshold, seed)}]
     for name, degradation in DEGRADATIONS.items():
@@ -47,15 +48,15 @@ def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: float, seed:
         rows = rows[rows.index.isin(clean.index)]
         if len(rows):
             before = clean.loc[rows.index]
-            now = before.assign(logit=rows.logit, p_fake=rows.p_fake)
+            now = before.assign(logit=rows.logit)
             found.append({"name": name, "title": degradation.title, **_figures(before, now, threshold, seed)})
     return found
 
 
-def _figures(before: pd.DataFrame, now: pd.DataFrame, threshold: float, seed: int) -> dict[str, Any]:
+def _figures(before: pd.DataFrame, now: pd.DataFrame, threshold: Threshold, seed: int) -> dict[str, Any]:
     labels = np.where(now.true_label == schema.CLASSES[schema.FAKE], schema.FAKE, schema.REAL)
-    at = metrics.at_threshold(labels, now.p_fake, threshold)
-    was, is_now = (metrics.called_fake(frame.p_fake, threshold) for frame in (before, now))
+    at = metrics.at_threshold(labels, now.logit, threshold)
+    was, is_now = (called_fake(frame.logit, threshold) for frame in (before, now))
     ranking = Ranking(labels, now.logit, 1.0)
     groups = None if now.group.isna().any() else now.group
     interval = intervals.bootstrap(

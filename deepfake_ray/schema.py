@@ -62,6 +62,7 @@ PREDICTIONS = pa.schema(
         pa.field("split", pa.string()),
         pa.field("source", pa.string()),
         pa.field("group", pa.string()),
+        pa.field("threshold_logit", pa.float32()),
     ],
     metadata={"deepfake_ray.schema": f"predictions/{SCHEMA_VERSION}"},
 )

@@ -21,6 +21,7 @@ from deepfake_ray.isolation import Items
 from deepfake_ray.known import Known
 from deepfake_ray.loading import Loaded, Loader
 from deepfake_ray.preparation import spread
+from deepfake_ray.scores import Threshold, called_fake, p_fake_of
 from deepfake_ray.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ScorerSpec:
     model: str
     chunks: str
     """The directory that the chunks' files are written to."""
-    threshold: float
+    threshold: Threshold
     batch_size: int
     num_crops: int
     precision: str
@@ -307,8 +308,8 @@ def predictions(
     images = [image for image in images for _ in range(number)]
     logits = logits.reshape(-1)
     failed = np.array([image.error is not None for image in images])
-    p_fake = bundle.p_fake_of(logits, model.temperature).astype(np.float32)
-    called = np.where(p_fake >= spec.threshold, schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
+    p_fake = p_fake_of(logits, model.temperature).astype(np.float32)
+    called = np.where(called_fake(logits, spec.threshold), schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
 
     def known(values: NDArray[Any]) -> pa.Array:
         return pa.array(values, mask=failed)
@@ -322,7 +323,8 @@ def predictions(
         "logit": known(logits),
         "p_fake": known(p_fake),
         "predicted_label": known(called.astype(object)),
-        "threshold": np.full(len(images), spec.threshold),
+        "threshold": np.full(len(images), spec.threshold.p_fake),
+        "threshold_logit": np.full(len(images), spec.threshold.logit, np.float32),
         "model_id": [model.model_id] * len(images),
         "run_id": [spec.run_id] * len(images),
         "scored_at": [datetime.now(UTC)] * len(images),

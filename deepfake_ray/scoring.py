@@ -26,6 +26,7 @@ from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
 from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.scorer import STAGES, Report, ScorerSpec
+from deepfake_ray.scores import Threshold
 from deepfake_ray.session import Patience, check_places
 
 RUN, MANIFEST = "run.json", "manifest"
@@ -145,11 +146,11 @@ def score_manifest(
     return run
 
 
-def _say_result(run: dict[str, Any], threshold: float, *, left_any: bool) -> None:
+def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) -> None:
     rate = f" at {run['images_per_s']:,.0f} images/s" if left_any else ""
     say(
         f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
-        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold:.4f}"
+        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold.p_fake:.4g}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
         + (f"; {run['num_errors']:,} errors ({by_code(run['errors_by_code'])})" if run["num_errors"] else "")
     )

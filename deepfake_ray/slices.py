@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from deepfake_ray import intervals, metrics
+from deepfake_ray import intervals
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.schema import CLASSES, FAKE, REAL
+from deepfake_ray.scores import Threshold, called_fake
 
 SMALL = 50
 """A slice with fewer images of a class that it is judged by is marked: its figures say little."""
@@ -25,7 +26,7 @@ COLUMNS = ["source", "format", "width", "height", "jpeg_quality", "split"]
 
 
 def by_slice(
-    scored: pa.Table, labels: NDArray[np.int64], logits: NDArray[np.float64], p_fake: NDArray[np.float64], at: float
+    scored: pa.Table, labels: NDArray[np.int64], logits: NDArray[np.float32], at: Threshold
 ) -> list[dict[str, Any]]:
     """Figures of each slice, at one threshold.
 
@@ -36,7 +37,6 @@ def by_slice(
         scored: the rows, with `COLUMNS`.
         labels: int (N,).
         logits: float (N,).
-        p_fake: float (N,).
         at: the threshold.
 
     Returns:
@@ -50,7 +50,7 @@ def by_slice(
             continue
         for value in known:
             rows = np.array([one == value for one in values], bool)
-            found.append({"by": by, "value": value, **_figures(rows, by, labels, logits, p_fake, at)})
+            found.append({"by": by, "value": value, **_figures(rows, by, labels, logits, at)})
     return found
 
 
@@ -58,14 +58,13 @@ def _figures(
     rows: NDArray[np.bool_],
     by: str,
     labels: NDArray[np.int64],
-    logits: NDArray[np.float64],
-    p_fake: NDArray[np.float64],
-    at: float,
+    logits: NDArray[np.float32],
+    at: Threshold,
 ) -> dict[str, Any]:
     own = {label: int(np.sum(rows & (labels == index))) for index, label in enumerate(CLASSES)}
     borrows = by == "source" and not own["real"]
     judged = rows | (labels == REAL) if borrows else rows
-    y, called = labels[judged], metrics.called_fake(p_fake[judged], at)
+    y, called = labels[judged], called_fake(logits[judged], at)
     figures: dict[str, Any] = {f"num_{label}": number for label, number in own.items()}
     figures["reals"] = "all" if borrows else "own"
     numbers = [int(np.sum(y == index)) for index in (REAL, FAKE)]

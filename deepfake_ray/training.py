@@ -19,7 +19,18 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, audit, bundle, fingerprints, manifest, metrics, models, schema, storage, weights
+from deepfake_ray import (
+    __version__,
+    audit,
+    bundle,
+    calibration,
+    fingerprints,
+    manifest,
+    models,
+    schema,
+    storage,
+    weights,
+)
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
@@ -297,7 +308,7 @@ def _write_bundle(
         state = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
         with np.load(Path(folder, VALIDATION_FILE)) as validation:
             logits, labels = validation["logits"], validation["labels"]
-    tuned = metrics.tune(labels, logits)
+    tuned = calibration.tune(labels, logits)
     spec = bundle.Spec(
         arch=config.arch,
         preparation=preparation,

@@ -9,6 +9,7 @@ from sklearn import metrics as sk
 from deepfake_ray import bundle, intervals, measurement, metrics, schema, slices
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.ranking import Ranking
+from deepfake_ray.scores import p_fake_of, threshold_at
 
 
 def simulated(num_images=400, seed=0):
@@ -54,9 +55,8 @@ def test_calibration_error_by_hand():
 
 def test_counts_give_the_numbers_of_the_images():
     labels, logits = simulated(seed=3)
-    p_fake = 1 / (1 + np.exp(-logits))
-    for threshold in (0.0, 0.3, 0.7, 1.1):
-        numbers = metrics.at_threshold(labels, p_fake, threshold)
+    for threshold in (0.0, 0.3, 0.7, 1.0):
+        numbers = metrics.at_threshold(labels, logits, threshold_at(threshold, 1.0))
         matrix = numbers.pop("confusion_matrix")
         assert metrics.of_counts(np.ravel(matrix)) == pytest.approx(numbers, abs=1e-12)
 
@@ -114,13 +114,17 @@ def test_bootstrap_repeats_and_says_when_it_cannot():
 def predictions(labels, logits, **columns):
     names = [schema.CLASSES[label] for label in labels]
     nothing = dict.fromkeys(measurement.COLUMNS, [None] * len(labels))
-    p_fake = 1 / (1 + np.exp(-np.asarray(logits)))
-    return pa.table({**nothing, "true_label": names, "logit": logits, "p_fake": p_fake, **columns})
+    found = pa.table({**nothing, "true_label": names, **columns})
+    z = np.asarray(logits, np.float32)
+    for name, values in (("logit", z), ("p_fake", p_fake_of(z, 1.0).astype(np.float32))):
+        found = found.set_column(found.column_names.index(name), name, pa.array(values))
+    return found
 
 
 MODEL = bundle.Spec(
-    arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={"default": 0.5, "balanced": 0.4}
-)
+    arch="cnn", preparation=Preparation(image_size=32), temperature=1.0,
+    thresholds={"default": threshold_at(0.5, 1.0), "balanced": threshold_at(0.4, 1.0)},
+)  # fmt: skip
 
 
 def test_a_label_swap_in_one_source_shows_in_its_slice():
@@ -144,8 +148,8 @@ def test_slices_by_hand():
         height=[63] * 2 + [64] * 4,
         jpeg_quality=[49, 50, 95, None, None, None],
     )
-    labels, logits, p_fake = measurement.arrays(scored)
-    found = {(of["by"], of["value"]): of for of in slices.by_slice(scored, labels, logits, p_fake, 0.5)}
+    labels, logits = measurement.arrays(scored)
+    found = {(of["by"], of["value"]): of for of in slices.by_slice(scored, labels, logits, threshold_at(0.5, 1.0))}
     assert list(found) == [
         ("source", "a"), ("source", "b"), ("format", "JPEG"), ("format", "PNG"), ("short side", "under 64 px"),
         ("short side", "64 to 127 px"), ("JPEG quality", "under 50"), ("JPEG quality", "50 to 69"),
