@@ -27,6 +27,8 @@ HEARTBEAT_S = 15.0
 STALE_S = 60.0
 """A holder elsewhere whose heartbeat has not changed for so long is gone. Counted by the clock of who waits: those of
 two machines may differ."""
+DYING_S = 1.0
+"""A process that was killed may take so long to be gone."""
 SETTLE_S = 2.0
 """Without conditional writes: until another's write would be seen."""
 
@@ -75,9 +77,16 @@ class Holder:
         """Whether it is, or was, a process that this one can look up."""
         return self.machine == _machine()
 
-    @property
-    def lives(self) -> bool:
-        """Of a holder that is here."""
+    def is_over(self, patience_s: float) -> bool:
+        """Of a holder that is here: whether it ends within so long."""
+        deadline = time.monotonic() + patience_s
+        while self._lives():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _lives(self) -> bool:
         if _process_started(os.getpid()) is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, 0)
@@ -270,9 +279,9 @@ class OutputLock:
                 continue
             other, other_version = Holder.of(found[0]), found[1]
             if other is not None and other.is_here:
-                if other.lives:
+                is_gone = other.is_over(DYING_S)
+                if not is_gone:
                     raise _is_held(self._output, other)
-                is_gone = True
             else:
                 if seen is None:
                     seen, seen_at = other_version, time.monotonic()
