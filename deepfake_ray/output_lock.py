@@ -309,6 +309,15 @@ class OutputLock:
                 "process was held up; nothing more is written by it."
             )
 
+    def mark_finished(self) -> None:
+        """Write `_SUCCESS`, as the last of all, if the output is this run's still.
+
+        Raises:
+            JobError: it is not.
+        """
+        self.require()
+        storage.mark_finished(self._output)
+
     def release(self) -> None:
         """Let others have it."""
         self._is_over.set()

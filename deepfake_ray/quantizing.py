@@ -15,8 +15,10 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
+from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say
+from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import check_places
 
@@ -36,8 +38,14 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     output = storage.absolute(config.output)
     place = storage.join(output, "model")
     if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
-        return bundle.load_spec(place)
+        finished = bundle.load_spec(place)
+        require_quantised_of(config, output, finished)
+        return finished
+    with held(output) as lock:
+        return _quantize(config, output, place, lock)
+
+
+def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock) -> bundle.Spec:
     if not config.resume:
         storage.require_new_output(output, resumable=True)
     check_places([config.model, config.data], output, shared_storage=config.shared_storage)
@@ -52,13 +60,13 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
         untuned,
         temperature=tuned.temperature,
         thresholds=tuned.thresholds,
-        provenance={**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id},
+        provenance={**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id, **asked(config)},
     )
     quantised = bundle.save(place, quantised, arrays)
     trained = fingerprints.load(config.model)
     if trained is not None:
         fingerprints.save(place, trained)
-    storage.mark_finished(output)
+    lock.mark_finished()
     before = spec.provenance.get("validation", {})
     for name in ("roc_auc", "balanced_accuracy"):
         say(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")

@@ -9,27 +9,30 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
+from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
 from deepfake_ray import bundle, known, manifest, predictions, storage
 from deepfake_ray.autoscaling import planned
-from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
+from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.error_watch import ErrorWatch, by_code
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.listing import Pick
 from deepfake_ray.monitoring import RunMetrics
+from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
 from deepfake_ray.progress import Progress, duration, say
+from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scorer import STAGES, Report, ScorerSpec
 from deepfake_ray.scores import Threshold
 from deepfake_ray.session import Patience, check_places
 
-RUN, MANIFEST = "run.json", "manifest"
+MANIFEST = "manifest"
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 32
 SMALL_BATCH_SIZE, SMALL = 64, 64 * 64
 """On a CPU, of images of at most so many pixels: the weights are brought into the cache once a batch."""
@@ -48,15 +51,21 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         JobError: no image could be scored, or too many could not.
     """
     output = storage.absolute(config.output)
-    if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
-        summary: dict[str, Any] = storage.read_json(storage.join(output, RUN))
-        return summary
+    if scores_are_done(config, output):
+        finished: dict[str, Any] = storage.read_json(storage.join(output, RUN))
+        return finished
+    with held(output) as lock:
+        return _score(config, output, lock)
+
+
+def _score(config: ScoreConfig, output: str, lock: OutputLock) -> dict[str, Any]:
+    if config.resume:
+        storage.mark_unfinished(output)
     pick = Pick(config.include, config.exclude)
     summary = score_manifest(
         config, config.images, lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit)
     )
-    storage.mark_finished(output)
+    lock.mark_finished()
     say(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
     return summary
 
@@ -92,8 +101,7 @@ def score_manifest(
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
         run = storage.read_json(run_uri)
-        now = {"model_id": model.model_id, **config.to_json()}
-        require_same_run({"model_id": run["model_id"], **run["config"]}, now)
+        require_same_scores(config, run)
     elif not config.resume:
         storage.require_new_output(output, resumable=True)
 
@@ -134,7 +142,8 @@ def score_manifest(
     layout.finish()
     counts = predictions.count(layout.predictions, run["num_images"] * max(1, len(degradations)))
     wall_s = time.monotonic() - started
-    run |= {**counts, **this_run, "wall_s": wall_s, "status": "finished"}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    run |= {**counts, **this_run, "wall_s": wall_s, "status": "finished", "finished_at": now}
     run["warnings"] = [] if degradations else predictions.warnings_of(counts)
     storage.write_json(run_uri, run)
     if not counts["num_ok"]:
@@ -173,6 +182,7 @@ def _begin(
         "run_id": uuid.uuid4().hex[:16],
         "status": "running",
         "model_id": model.model_id,
+        "threshold_logit": model.threshold(config.threshold).logit,
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,

@@ -310,6 +310,12 @@ def mark_finished(output: str) -> None:
     write_bytes(join(output, SUCCESS), b"")
 
 
+def mark_unfinished(output: str) -> None:
+    """Remove `_SUCCESS`, before what a finished output holds is changed."""
+    if is_finished(output):
+        delete(join(output, SUCCESS))
+
+
 def require_new_output(output: str, *, resumable: bool) -> None:
     """Refuse an output directory that has something in it.
 
