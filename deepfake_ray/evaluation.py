@@ -69,7 +69,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
             require_same_scores(config, storage.read_json(storage.join(output, RUN)))
     other = None if config.compare is None else _other_evaluation(config.compare)
     if config.predictions is None:
-        run = score_manifest(config, [config.data], lambda: _labelled_pages(config))
+        run = score_manifest(config, [config.data], lambda: _labelled_pages(config), lock)
     else:
         config, run = _join(config, output)
     rows = read_predictions(output, COLUMNS)
@@ -89,7 +89,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
     result["audit"] = _audit(scored, config, limits)
     result["warnings"] += result["audit"].pop("warnings")
     if config.degrade:
-        result["degradations"] = _degraded(scored, config, output, threshold)
+        result["degradations"] = _degraded(scored, config, output, threshold, lock)
     if other is not None:
         result["comparison"] = _comparison(scored, threshold, other, config)
     errors = _mistakes(scored, threshold, config.model, limits)
@@ -173,7 +173,9 @@ def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str
     return audit.of_evaluation(scored, trained, facts, config.seed)
 
 
-def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: Threshold) -> list[dict[str, Any]]:
+def _degraded(
+    scored: pa.Table, config: EvaluateConfig, output: str, threshold: Threshold, lock: OutputLock
+) -> list[dict[str, Any]]:
     drawn = robustness.draw(scored, config.degrade, config.seed)
     say(f"the same after {len(DEGRADATIONS)} degradations, on {len(drawn):,} images")
     names = tuple(DEGRADATIONS)
@@ -181,7 +183,7 @@ def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: 
     columns = {name: drawn[name] for name in ("uri", "split", "source", "group")} | {"label": drawn["true_label"]}
     page = manifest.Page(tables.manifest_rows(columns, len(drawn)))
     _require_the_same_drawn(page, place)
-    score_manifest(replace(config, output=place, skip_known=None), [], lambda: [page], names)
+    score_manifest(replace(config, output=place, skip_known=None), [], lambda: [page], lock, names)
     degraded = read_predictions(place)
     degraded = degraded.filter(pc.equal(degraded["status"], schema.OK))
     # The rows there count the drawn images.

@@ -55,7 +55,7 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
     images = labelled(config)
     scales = _scales(of_split(images, schema.TRAIN, config.data).table["uri"], config)
     untuned = bundle.save(place, replace(spec, scales=scales), arrays)
-    tuned = _tuned(place, of_split(images, schema.VALIDATION, config.data), config)
+    tuned = _tuned(place, of_split(images, schema.VALIDATION, config.data), config, lock)
     quantised = replace(
         untuned,
         temperature=tuned.temperature,
@@ -74,7 +74,7 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
     return quantised
 
 
-def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) -> calibration.Tuned:
+def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig, lock: OutputLock) -> calibration.Tuned:
     """What the quantised model's scores of the validation split ask for."""
     scoring = EvaluateConfig(
         data=config.data,
@@ -88,7 +88,7 @@ def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) ->
         shared_storage=config.shared_storage,
     )
     page = manifest.Page(validation.table, validation.other_files)
-    score_manifest(scoring, [config.data], lambda: [page])
+    score_manifest(scoring, [config.data], lambda: [page], lock)
     rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
     labels, logits = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
     storage.delete_directory(scoring.output)  # p_fake there is by the temperature of before
