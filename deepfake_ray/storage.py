@@ -26,6 +26,8 @@ from deepfake_ray.storage_errors import first_line as first_line
 from deepfake_ray.storage_errors import remedy, said
 
 SUCCESS = "_SUCCESS"
+LOCK = "_LOCK"
+"""Who writes an output, while it is written: see `output_lock`."""
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("s3", "gs", "file")
@@ -311,7 +313,7 @@ def new_file(uri: str) -> Iterator[str]:
     if is_local(uri):
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         # Readers of Parquet directories pass over names with a dot, should a killed run leave one behind.
-        temporary = str(Path(uri).with_name(f".{uuid.uuid4().hex}{_TEMPORARY}"))
+        temporary = temporary_name(uri)
     else:
         handle, temporary = tempfile.mkstemp(suffix=_TEMPORARY)
         os.close(handle)
@@ -326,6 +328,11 @@ def new_file(uri: str) -> Iterator[str]:
 
 
 _TEMPORARY = ".tmp"
+
+
+def temporary_name(path: str) -> str:
+    """A local path beside another, for a file that is to take its place."""
+    return str(Path(path).with_name(f".{uuid.uuid4().hex}{_TEMPORARY}"))
 
 
 def _put(uri: str, data: bytes | Path) -> None:
@@ -392,13 +399,20 @@ def mark_finished(output: str) -> None:
     write_bytes(join(output, SUCCESS), b"")
 
 
+def mark_unfinished(output: str) -> None:
+    """Remove `_SUCCESS`, before what a finished output holds is changed."""
+    if is_finished(output):
+        delete(join(output, SUCCESS))
+
+
 def require_new_output(output: str, *, resumable: bool) -> None:
     """Refuse an output directory that has something in it.
 
     Raises:
         UserError: it is not empty.
     """
-    names = list_names(output)
+    # The lock is this run's own, or will refuse it; of those who ask for it, temporary files come and go.
+    names = [name for name in list_names(output) if name != LOCK and not re.fullmatch(rf"\..*{_TEMPORARY}", name)]
     if names:
         hint = "name a new directory, or add --resume to go on with it" if resumable else "name a new directory"
         raise UserError(f"output must be empty: {output} holds {', '.join(names[:5])}; {hint}.")
