@@ -8,10 +8,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from deepfake_ray.containers import sniff
 from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.fingerprints import perceptual_hash
-from deepfake_ray.images import Limits, header, sniff
+from deepfake_ray.images import Limits, header
 from deepfake_ray.isolation import Isolated, Items
 from deepfake_ray.loading import Loaded, decoder_bytes, fetched, forgetful, given_up
 from deepfake_ray.read_ahead import fetch_ahead
