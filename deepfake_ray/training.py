@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,18 +33,21 @@ from deepfake_ray import (
     weights,
 )
 from deepfake_ray.autoscaling import planned
+from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE
-from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
+from deepfake_ray.config import TrainConfig
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import Limits, decode
-from deepfake_ray.labels import labelled, of_split
+from deepfake_ray.labels import Labelled, labelled, of_split
 from deepfake_ray.optimization import balanced_weights
-from deepfake_ray.pipeline import TrainingTables, image_facts
+from deepfake_ray.output_lock import OutputLock, held
+from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
-from deepfake_ray.progress import duration, say
+from deepfake_ray.progress import duration, say, show
+from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
@@ -54,6 +58,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
+SECONDS_TO_ABORT = 5.0
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
 
@@ -65,36 +70,44 @@ def train(config: TrainConfig) -> bundle.Spec:
         UserError: see the messages.
         JobError: training failed.
     """
-    started = time.monotonic()
     output = storage.absolute(config.output)
-    if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
+    if is_done(config, output, "a model"):
         return bundle.load_spec(storage.join(output, "model"))
-    settings_uri = storage.join(output, "config.json")
+    with held(output) as lock:
+        return _train(config, output, lock)
+
+
+def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
+    started = time.monotonic()
+    settings_uri = storage.join(output, CONFIG)
     resuming = config.resume and storage.exists(settings_uri)
-    if not resuming:
+    if not config.resume:
         storage.require_new_output(output, resumable=True)
+    # All that can be wrong without Ray, before it is started: by the first that asks for the cluster's nodes.
+    state = weights.initial_state(config.arch, config.weights or weights.default_weights(config.arch), config.seed)
+    if config.image_size is not None:
+        models.check_image_size(config.arch, config.image_size)
     images = labelled(config)
     findings = _look_at_data(images)
     placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
     check_places([config.data], output, shared_storage=config.shared_storage)
     settings = _resolve(config, images, placement)
-    state = weights.initial_state(config.arch, settings["weights"], config.seed)
     if resuming:
-        # The order of rows and the batch-norm statistics depend on the number of workers.
-        require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
+        require_same_settings(config, storage.read_json(settings_uri), settings)
     else:
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        say(f"reading {len(images.table):,} images for the audit ...")
         facts = image_facts(images.table["uri"], limits)
         of_files = _look_at_files(images, facts, config)
         findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
+        storage.delete_directory(storage.join(output, "manifest"))  # of a run that was killed in writing it
         manifest.write(images, storage.join(output, "manifest"))
         storage.write_json(storage.join(output, "audit.json"), findings)
         fingerprints.save(storage.join(output, "model"), _seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
-        storage.write_json(settings_uri, settings)
+        storage.write_json(settings_uri, settings | asked(config))
     say(
         f"training {config.arch} from {settings['weights']} at {settings['image_size']} px, global batch "
         f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {settings['num_workers']} "
@@ -126,7 +139,7 @@ def train(config: TrainConfig) -> bundle.Spec:
         precision=settings["precision"],
         checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
-        tables=TrainingTables.of(images.table),
+        tables=TrainingTables.of(images.table).shared(),
         initial_state=ray.put(state),
         board=Board.options(  # type: ignore[attr-defined]
             # With the driver: a node that is lost must not take it along.
@@ -136,10 +149,10 @@ def train(config: TrainConfig) -> bundle.Spec:
     tracker = MlflowRun(config.mlflow_uri, output, settings, resuming=resuming) if config.mlflow_uri else None
     with Watcher(spec, output, tracker):
         best = _fit(spec, output)
-    saved = _write_bundle(best, output, preparation, config, settings, counts, images, prior)
-    storage.mark_finished(output)
+    saved = _write_bundle(best, output, preparation, config, settings, counts, images, prior, lock)
+    lock.mark_finished()
     figures = saved.provenance["validation"]
-    say(
+    show(
         f"done in {duration(time.monotonic() - started)}: best epoch {saved.provenance['best_epoch']}, validation AUC "
         f"{figures['roc_auc']:.4f}, accuracy {figures['accuracy']:.4f}\n"
         f"  model    {storage.join(output, 'model')}\n  history  {storage.join(output, 'history.csv')}\n"
@@ -256,6 +269,15 @@ class _Trainer(ray.train.torch.TorchTrainer):
     and the run would wait ten seconds for it at its end.
     """
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Not Ray's handler, which is never taken back, swallows Ctrl-C, and ends the process with 0."""
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the controller, and with it the workers; after an interruption, as Ray's handler would have."""
+        with suppress(AttributeError, ray.exceptions.RayError):
+            ray.get(self._controller.abort.remote(), timeout=SECONDS_TO_ABORT)
+
     def _create_default_callbacks(self) -> list[Any]:
         without = (DatasetsCallback,) if has_dashboard() else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, without)]
@@ -284,6 +306,9 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     )
     try:
         result = trainer.fit()
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
     except ray.train.TrainingFailedError as error:
         hint = "; lower --micro-batch-size" if "OutOfMemoryError" in str(error) else ""
         raise JobError(f"training failed: {error}{hint}") from error
@@ -309,8 +334,9 @@ def _write_bundle(
     config: TrainConfig,
     settings: dict[str, Any],
     counts: dict[str, Any],
-    images: manifest.Manifest,
+    images: Labelled,
     prior: dict[str, float],
+    lock: OutputLock,
 ) -> bundle.Spec:
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
@@ -337,6 +363,7 @@ def _write_bundle(
         storage.join(output, "model"),
         of_split(images, schema.VALIDATION, config.data),
         config,
+        lock,
         draft=storage.join(output, CHECKPOINTS, "draft"),
         use_gpu=settings["use_gpu"],
         prior=prior,

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from deepfake_ray import bundle, calibration, manifest, measurement, schema, storage
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
+from deepfake_ray.output_lock import OutputLock
 from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say
 from deepfake_ray.scores import threshold_at
@@ -26,6 +27,7 @@ def save_tuned(
     place: str,
     validation: manifest.Manifest,
     config: TrainConfig | QuantizeConfig,
+    lock: OutputLock,
     *,
     draft: str,
     use_gpu: bool,
@@ -41,6 +43,7 @@ def save_tuned(
         place: where the bundle goes.
         validation: the rows of the validation split; those that cannot be read are left out.
         config: of the job.
+        lock: of its output.
         draft: a directory to work in, which is removed.
         use_gpu: whether to score on GPUs.
         prior: class -> its share among the images that p_fake is to be for; empty: that of the validation split.
@@ -67,7 +70,7 @@ def save_tuned(
         shared_storage=config.shared_storage,
     )
     say(f"scoring {len(validation.table):,} validation images, to choose temperature and thresholds")
-    score_manifest(scoring, [config.data], lambda: [manifest.Page(validation.table)], stage="validation")
+    score_manifest(scoring, [config.data], lambda: [manifest.Page(validation.table)], lock, stage="validation")
     rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
     labels, logits = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
     tuned = calibration.tune(labels, logits, [prior[name] for name in schema.CLASSES] if prior else None)
