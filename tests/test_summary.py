@@ -12,7 +12,6 @@ from deepfake_ray import bundle, measurement, summary
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.scores import Threshold, threshold_at
 
-
 PLAIN = replace(MODEL, thresholds={"default": threshold_at(0.5, 1.0)})
 
 
