@@ -36,11 +36,12 @@ from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions
-from deepfake_ray.progress import say
+from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.scores import Threshold, threshold_of_rows
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import cause_of, start_ray
+from deepfake_ray.summary import result_text
 
 METRICS = "metrics.json"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
@@ -264,17 +265,8 @@ def _write(
 
 
 def _say_result(result: dict[str, Any], output: str) -> None:
-    at = result["thresholds"][result["verdict_threshold"]]
-    auc = ""
-    if result["roc_auc"] is not None:
-        low, high = result["intervals"]["roc_auc"]
-        auc = f", ROC AUC {result['roc_auc']:.4f} ({low:.4f} to {high:.4f})"
-    say(
-        f"{result['split']}: accuracy {at['accuracy']:.4f}, balanced accuracy {at['balanced_accuracy']:.4f}, F1 of "
-        f"fake {at['f1_fake']:.4f} at {result['verdict_threshold']} ({at['threshold']:.4g}){auc}, on "
-        f"{result['num_scored']:,} images"
-    )
+    show(result_text(result))
     for warning in result["warnings"]:
         say(f"warning: {warning}")
     names = ("report.html", METRICS, "classification_report.txt", "figures", "predictions", RUN)
-    say("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))
+    show("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))
