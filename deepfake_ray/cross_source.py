@@ -18,6 +18,7 @@ from deepfake_ray.evaluation import evaluate
 from deepfake_ray.labels import labelled
 from deepfake_ray.progress import say
 from deepfake_ray.training import train
+from deepfake_ray.training_data import leak_free
 
 MATRIX = "leave_one_source_out.csv"
 NOTHING = "(nothing)"
@@ -51,7 +52,7 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
     output = storage.absolute(config.output)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
-    images = labelled(config).table
+    images = leak_free(labelled(config), config, output).table
     fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
     sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
     if len(sources) < 2:

@@ -53,7 +53,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         return summary
     pick = Pick(config.include, config.exclude)
     summary = score_manifest(
-        config, config.images, lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit)
+        config,
+        config.images,
+        lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit, shared_storage=config.shared_storage),
     )
     storage.mark_finished(output)
     say(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
@@ -167,6 +169,8 @@ def _begin(
     """List the images and write all that a resumed run needs; returns `run.json` as it begins."""
     output = storage.absolute(config.output)
     listed = _list(pages, storage.join(output, MANIFEST))
+    if listed.num_repeated_uris:
+        say(f"{listed.num_repeated_uris:,} URIs were named again: each image is scored once")
     batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation, variants)
     run = {
         "run_id": uuid.uuid4().hex[:16],
@@ -175,6 +179,7 @@ def _begin(
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,
+        "num_repeated_uris": listed.num_repeated_uris,
         "batch_size": batch_size,
         "rows_per_chunk": rows_per_chunk,
         "config": config.to_json(),
