@@ -120,11 +120,13 @@ def tiff(samples, bits, photometric, *, planar=False, order="<", rows_per_strip=
             field = raw.ljust(4, b"\x00")
         entries += struct.pack(order + "HHI", tag, kind, len(values)) + field
     mark = b"II*\x00" if order == "<" else b"MM\x00*"
-    return mark + struct.pack(order + "I", start) + body + struct.pack(order + "H", len(tags)) + entries + bytes(4) + extra
+    return (
+        mark + struct.pack(order + "I", start) + body + struct.pack(order + "H", len(tags)) + entries + bytes(4) + extra
+    )
 
 
 def packed(samples, bits, order):
-    """Rows of samples, each row filled up to a whole byte: 16 bits in the file's order, others the highest bit first."""
+    """Rows of samples, each filled up to a whole byte: 16 bits in the file's order, others the highest bit first."""
     if bits == 16:
         return samples.astype(order + "u2").tobytes()
     rows = (samples.reshape(len(samples), -1, 1) >> np.arange(bits)[::-1]) & 1
