@@ -34,10 +34,10 @@ def check(config: Any) -> None:
     with _said_where_it_looked(inputs):
         for place in inputs:
             storage.absolute(place)  # refuses schemes
-        _check_tables(config)
-        _check_outputs_of_others(config)
         if getattr(config, "model", ""):
             _check_bundle(config.model)
+        _check_outputs_of_others(config)
+        _check_tables(config)
     _check_extras(config)
 
 
