@@ -139,14 +139,14 @@ def test_what_takes_neither_ray_nor_torch(places, command, message, capfd, monke
     monkeypatch.setattr(cli, "import_module", lambda _: pytest.fail("the job is loaded"))
     others, line = mistaken(command, places, capfd)
     assert message.format(**places) in line
-    assert others == []
+    assert set(others) <= {"looking at what the job is to read and write ..."}
 
 
 @pytest.mark.parametrize(("command", "message"), BEFORE_RAY)
 def test_what_takes_more_is_known_before_ray_is_started(places, command, message, capfd, without_ray):
     others, line = mistaken(command, places, capfd)
     assert message.format(**places) in line
-    assert len(others) <= 2  # what it is doing
+    assert len(others) <= 3  # what it is doing
 
 
 def test_checking_loads_neither_ray_nor_torch():
@@ -157,7 +157,7 @@ def test_a_mistake_as_a_user_makes_it(places):
     words = [sys.executable, str(ROOT / "jobs" / "train.py"), "--data", "nothing", "--output", "o", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=places["here"], check=False)
     assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("looking at")]  # on a busy machine
     assert line == f"error: The images must be there: {places['nothing']} does not exist; check the path."
     assert json.loads(done.stdout) == {"error": line.removeprefix("error: "), "exit_code": 2}
 

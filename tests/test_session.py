@@ -21,7 +21,7 @@ def test_a_wrong_address_is_said_at_once(place, untrained, sample_folder, tmp_pa
     )  # fmt: skip
     assert done.returncode == 2
     *others, line = done.stderr.splitlines()
-    assert len(others) <= 2, "more than what it is doing"
+    assert len(others) <= 3, "more than what it is doing"
     assert line.startswith("error: RAY_ADDRESS must be")
     assert address in line
     assert "unset it" in line
