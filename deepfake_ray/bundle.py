@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from deepfake_ray import storage
 from deepfake_ray.errors import UserError
 from deepfake_ray.preparation import STRETCH, Preparation
 from deepfake_ray.schema import CLASSES
+from deepfake_ray.scores import Threshold, threshold_at
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, FORMAT_VERSION)
+"""Format 1 had plain numbers on p_fake as thresholds, and no precision."""
+PRECISIONS = ("bf16", "fp32", "int8")
+"""What a model may compute in."""
 WEIGHTS = "model.safetensors"
 SPEC = "model.json"
 CARD = "MODEL_CARD.md"
@@ -26,12 +31,6 @@ CARD = "MODEL_CARD.md"
 Arrays = dict[str, NDArray[Any]]
 Scales = dict[str, tuple[float, int]]
 """Activation -> scale, zero point: value = scale * (integer - zero point), integers 0 to 255."""
-
-
-def p_fake_of(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """sigmoid(logit / temperature), without overflow; NaN for NaN."""
-    with np.errstate(invalid="ignore"):
-        return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64) / temperature))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,11 @@ class Spec:
     preparation: Preparation
     temperature: float
     """p_fake = sigmoid(logit / temperature)."""
-    thresholds: dict[str, float]
-    """On p_fake: default, balanced, fpr_1, fpr_5; chosen on the validation split."""
+    thresholds: dict[str, Threshold]
+    """default, balanced, fpr_1, fpr_5; chosen on the validation split."""
+    precision: str = ""
+    """In which the logits were computed that temperature and thresholds were chosen on: one of `PRECISIONS`; empty,
+    where the bundle is of format 1, which did not note it."""
     scales: Scales = field(default_factory=dict)
     """Of the activations, where the network computes in 8-bit integers (see `quantization`); empty: it does not."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +57,15 @@ class Spec:
 
     @property
     def model_id(self) -> str:
-        """16 hex digits that change with anything that can change a score."""
+        """16 hex digits that change with anything that can change a score; scores in the bundle's own precision."""
+        return self.model_id_in(self.precision)
+
+    def model_id_in(self, precision: str) -> str:
+        """The `model_id` of scores that were computed in a precision, which may be another than the bundle's own.
+
+        Args:
+            precision: one of `PRECISIONS`; empty, as before format 2, where it was not noted.
+        """
         identity = {
             "sha256": self.sha256,
             "arch": self.arch,
@@ -63,15 +73,30 @@ class Spec:
             "preparation": self.preparation.to_json(),
             "temperature": self.temperature,
             **({"scales": self.scales} if self.scales else {}),
+            **({"precision": precision} if precision else {}),
         }
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def threshold(self, name_or_number: str) -> float:
-        """The threshold on p_fake of that name, or the number itself."""
+    def made(self, model_id: str) -> bool:
+        """Whether scores with this `model_id` are by this model, in whichever precision."""
+        return model_id in {self.model_id_in(precision) for precision in ("", *PRECISIONS)}
+
+    def threshold(self, name_or_number: str) -> Threshold:
+        """The threshold of that name, or at that p_fake.
+
+        Raises:
+            UserError: it is neither.
+        """
         if name_or_number in self.thresholds:
             return self.thresholds[name_or_number]
-        return float(name_or_number)
+        try:
+            return threshold_at(float(name_or_number), self.temperature)
+        except ValueError as error:
+            raise UserError(
+                f"threshold must be one of {', '.join(self.thresholds)} or a number in [0, 1]: got {name_or_number!r}; "
+                "try 0.5."
+            ) from error
 
 
 def save(uri: str, spec: Spec, arrays: Arrays) -> Spec:
@@ -112,18 +137,21 @@ def load_spec(uri: str) -> Spec:
     except OSError as error:
         raise UserError(f"model must be readable: {place}: {error}; check path and credentials.") from error
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise UserError(
-            f"model must be a bundle of format {FORMAT_VERSION}: {uri} has format {version}; use the version of "
-            "deepfake_ray that wrote it."
+            f"model must be a bundle of format {' or '.join(map(str, READABLE_VERSIONS))}: {uri} has format {version}; "
+            "use the version of deepfake_ray that wrote it."
         )
     claimed = content.pop("model_id", None)
     try:
         content["preparation"] = Preparation.from_json(content["preparation"])
         content["classes"] = tuple(content["classes"])
         content["scales"] = {name: (float(s), int(z)) for name, (s, z) in content.get("scales", {}).items()}
-        spec = Spec(**content)
-    except (KeyError, TypeError, ValueError) as error:
+        content["thresholds"] = {
+            name: Threshold.from_json(value, content["temperature"]) for name, value in content["thresholds"].items()
+        }
+        spec = Spec(**{**content, "format_version": FORMAT_VERSION})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"model must be a whole bundle: {place} is not ({error}); train again.") from error
     if spec.classes != CLASSES:
         raise UserError(f"model must tell {CLASSES}: {uri} has the classes {spec.classes}; train again.")
@@ -179,7 +207,7 @@ def add_to_card(uri: str, result: Mapping[str, Any]) -> None:
     rows.append(
         f"{same} {result['num_scored']:,} | {_with_interval(result['roc_auc'], result['intervals']['roc_auc'])} | "
         f"{_with_interval(at['balanced_accuracy'], at['intervals']['balanced_accuracy'])} | "
-        f"{result['verdict_threshold']} ({at['threshold']:.4f}) |"
+        f"{result['verdict_threshold']} ({at['threshold']:.4g}) |"
     )
     table = "\n".join([_EVALUATION_COLUMNS, *rows])
     storage.write_bytes(place, f"{head}{EVALUATIONS}\n{table}\n\n{limits}{rest}".encode())
@@ -191,11 +219,18 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
     return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
 
 
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
 def _card(spec: Spec) -> str:
     validation = spec.provenance.get("validation", {})
     data = spec.provenance.get("data", {})
     figures = "\n".join(f"| {key} | {value:.4f} |" for key, value in validation.items())
-    thresholds = "\n".join(f"| {key} | {value:.6f} |" for key, value in spec.thresholds.items())
+    thresholds = "\n".join(
+        f"| {name} | {at.p_fake:.6g} | {at.logit:.6g} | {_count(at.num_real)} | {_count(at.num_fake)} |"
+        for name, at in spec.thresholds.items()
+    )
     return f"""# {spec.arch}: real or fake
 
 A deepfake_ray bundle, model `{spec.model_id}`. It takes an RGB image, {_prepared(spec.preparation)}, and gives
@@ -213,8 +248,8 @@ A deepfake_ray bundle, model `{spec.model_id}`. It takes an RGB image, {_prepare
 The best epoch, the temperature ({spec.temperature:.4f}) and the thresholds below were chosen on this split, so its
 figures flatter the model. Use `jobs/evaluate.py` on images that played no part in training.
 
-| threshold on p_fake | value |
-|---|---|
+| threshold | p_fake | logit | reals behind it | fakes |
+|---|---|---|---|---|
 {thresholds}
 
 {EVALUATIONS}

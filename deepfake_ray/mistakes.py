@@ -16,6 +16,7 @@ from deepfake_ray import bundle, schema
 from deepfake_ray.errors import ImageError
 from deepfake_ray.images import Limits, Pixels, decode
 from deepfake_ray.preparation import prepare
+from deepfake_ray.scores import Threshold, called_fake
 
 PER_CLASS = 8
 MIN_SIDE = 160
@@ -37,15 +38,15 @@ class Mistake:
     """Whether there is a Grad-CAM."""
 
 
-def worst(scored: pa.Table, threshold: float) -> list[dict[str, Any]]:
+def worst(scored: pa.Table, threshold: Threshold) -> list[dict[str, Any]]:
     """Rows (uri, true_label, p_fake) of the errors that are farthest from the threshold: at most 8 of each class."""
-    p_fake = scored["p_fake"].to_numpy().astype(np.float64)
+    logits = scored["logit"].to_numpy()
     labels = np.array(scored["true_label"].to_pylist())
     found: list[dict[str, Any]] = []
     for label, side in ((schema.CLASSES[schema.FAKE], 1.0), (schema.CLASSES[schema.REAL], -1.0)):
-        wrong = (p_fake >= threshold) != (label == schema.CLASSES[schema.FAKE])
+        wrong = called_fake(logits, threshold) != (label == schema.CLASSES[schema.FAKE])
         rows = np.flatnonzero(wrong & (labels == label))
-        rows = rows[np.argsort(side * p_fake[rows], kind="stable")][:PER_CLASS]
+        rows = rows[np.argsort(side * logits[rows], kind="stable")][:PER_CLASS]
         found += scored.select(["uri", "true_label", "p_fake"]).take(pa.array(rows)).to_pylist()
     return found
 

@@ -46,6 +46,11 @@ class Rate:
         self._num_done = done
 
     @property
+    def seconds(self) -> float:
+        """From the start of the first image to the last result."""
+        return 0.0 if self._began_at is None else max(0.0, self._ended_at - self._began_at)
+
+    @property
     def per_s(self) -> float | None:
         """None before there is anything to measure."""
         if self._began_at is None or self._num_done <= self._num_before or self._ended_at <= self._began_at:

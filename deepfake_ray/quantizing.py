@@ -10,14 +10,16 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, fingerprints, manifest, measurement, metrics, schema, storage, summaries
+from deepfake_ray import bundle, calibration, fingerprints, manifest, measurement, schema, storage, summaries
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
+from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say, show
+from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import check_places
 
@@ -37,8 +39,14 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     output = storage.absolute(config.output)
     place = storage.join(output, "model")
     if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
-        return bundle.load_spec(place)
+        finished = bundle.load_spec(place)
+        require_quantised_of(config, output, finished)
+        return finished
+    with held(output) as lock:
+        return _quantize(config, output, place, lock)
+
+
+def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock) -> bundle.Spec:
     if not config.resume:
         storage.require_new_output(output, resumable=True)
     spec, arrays = bundle.load(config.model)
@@ -49,18 +57,18 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     check_places([config.model, config.data], output, shared_storage=config.shared_storage)
     scales = _scales(train.table["uri"], config)
     untuned = bundle.save(place, replace(spec, scales=scales), arrays)
-    tuned = _tuned(place, validation, config)
+    tuned = _tuned(place, validation, config, lock)
     quantised = replace(
         untuned,
         temperature=tuned.temperature,
         thresholds=tuned.thresholds,
-        provenance={**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id},
+        provenance={**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id, **asked(config)},
     )
     quantised = bundle.save(place, quantised, arrays)
     trained = fingerprints.load(config.model)
     if trained is not None:
         fingerprints.save(place, trained)
-    storage.mark_finished(output)
+    lock.mark_finished()
     before = spec.provenance.get("validation", {})
     for name in ("roc_auc", "balanced_accuracy"):
         show(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
@@ -73,7 +81,7 @@ def quantize_to_summary(config: QuantizeConfig) -> dict[str, Any]:
     return summaries.of_bundle(quantize(config), storage.absolute(config.output))
 
 
-def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) -> metrics.Tuned:
+def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig, lock: OutputLock) -> calibration.Tuned:
     """What the quantised model's scores of the validation split ask for."""
     scoring = EvaluateConfig(
         data=config.data,
@@ -87,11 +95,11 @@ def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) ->
         shared_storage=config.shared_storage,
     )
     page = manifest.Page(validation.table, validation.other_files)
-    score_manifest(scoring, [config.data], lambda: [page])
+    score_manifest(scoring, [config.data], lambda: [page], lock)
     rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
-    labels, logits, _ = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
+    labels, logits = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
     storage.delete_directory(scoring.output)  # p_fake there is by the temperature of before
-    return metrics.tune(labels, logits)
+    return calibration.tune(labels, logits)
 
 
 def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:

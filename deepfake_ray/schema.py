@@ -13,9 +13,13 @@ VALIDATION = "validation"
 TEST = "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 
-REAL_NAMES = frozenset({"real", "0_real", "authentic", "original"})
+REAL_NAMES = frozenset({"real", "0_real", "authentic", "original", "nature"})
 FAKE_NAMES = frozenset({"fake", "1_fake", "ai", "synthetic", "generated"})
-SPLIT_NAMES = {"train": TRAIN, "valid": VALIDATION, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
+}
 """What folders and tables call them, in lower case."""
 
 OK = "ok"
@@ -62,6 +66,7 @@ PREDICTIONS = pa.schema(
         pa.field("split", pa.string()),
         pa.field("source", pa.string()),
         pa.field("group", pa.string()),
+        pa.field("threshold_logit", pa.float32()),
     ],
     metadata={"deepfake_ray.schema": f"predictions/{SCHEMA_VERSION}"},
 )

@@ -20,20 +20,34 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, audit, bundle, fingerprints, manifest, metrics, models, schema, storage, weights
+from deepfake_ray import (
+    __version__,
+    audit,
+    bundle,
+    calibration,
+    fingerprints,
+    manifest,
+    models,
+    schema,
+    storage,
+    weights,
+)
 from deepfake_ray.autoscaling import planned
+from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
-from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
+from deepfake_ray.config import TrainConfig
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import Limits, decode
 from deepfake_ray.labels import labelled
 from deepfake_ray.optimization import balanced_weights
-from deepfake_ray.pipeline import TrainingTables, image_facts
+from deepfake_ray.output_lock import OutputLock, held
+from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.progress import duration, say, show
+from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
@@ -55,12 +69,16 @@ def train(config: TrainConfig) -> bundle.Spec:
         UserError: see the messages.
         JobError: training failed.
     """
-    started = time.monotonic()
     output = storage.absolute(config.output)
-    if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
+    if is_done(config, output, "a model"):
         return bundle.load_spec(storage.join(output, "model"))
-    settings_uri = storage.join(output, "config.json")
+    with held(output) as lock:
+        return _train(config, output, lock)
+
+
+def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
+    started = time.monotonic()
+    settings_uri = storage.join(output, CONFIG)
     resuming = config.resume and storage.exists(settings_uri)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
@@ -74,8 +92,7 @@ def train(config: TrainConfig) -> bundle.Spec:
     check_places([config.data], output, shared_storage=config.shared_storage)
     settings = _resolve(config, images, placement)
     if resuming:
-        # The order of rows and the batch-norm statistics depend on the number of workers.
-        require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
+        require_same_settings(config, storage.read_json(settings_uri), settings)
     else:
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
         say(f"reading {len(images.table):,} images for the audit ...")
@@ -84,11 +101,12 @@ def train(config: TrainConfig) -> bundle.Spec:
         findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
+        storage.delete_directory(storage.join(output, "manifest"))  # of a run that was killed in writing it
         manifest.write(images, storage.join(output, "manifest"))
         storage.write_json(storage.join(output, "audit.json"), findings)
         fingerprints.save(storage.join(output, "model"), _seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
-        storage.write_json(settings_uri, settings)
+        storage.write_json(settings_uri, settings | asked(config))
     say(
         f"training {config.arch} from {settings['weights']} at {settings['image_size']} px, global batch "
         f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {settings['num_workers']} "
@@ -116,7 +134,7 @@ def train(config: TrainConfig) -> bundle.Spec:
         class_weights=class_weights,
         checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
-        tables=TrainingTables.of(images.table),
+        tables=TrainingTables.of(images.table).shared(),
         initial_state=ray.put(state),
         board=Board.options(  # type: ignore[attr-defined]
             # With the driver: a node that is lost must not take it along.
@@ -127,7 +145,7 @@ def train(config: TrainConfig) -> bundle.Spec:
     with Watcher(spec, output, tracker):
         best = _fit(spec, output)
     saved = _write_bundle(best, storage.join(output, "model"), preparation, config, settings, counts)
-    storage.mark_finished(output)
+    lock.mark_finished()
     figures = saved.provenance["validation"]
     show(
         f"done in {duration(time.monotonic() - started)}: best epoch {saved.provenance['best_epoch']}, validation AUC "
@@ -315,7 +333,7 @@ def _write_bundle(
         state = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
         with np.load(Path(folder, VALIDATION_FILE)) as validation:
             logits, labels = validation["logits"], validation["labels"]
-    tuned = metrics.tune(labels, logits)
+    tuned = calibration.tune(labels, logits)
     spec = bundle.Spec(
         arch=config.arch,
         preparation=preparation,

@@ -42,8 +42,9 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
     assert np.abs(q - p).max() < 1e-6
     assert list(found["thresholds"]) == ["default", "balanced", "fpr_1", "fpr_5"]
     for name, at in found["thresholds"].items():
-        assert at["threshold"] == model["thresholds"][name]
-        called = (p >= at["threshold"]).astype(int)
+        of_bundle = model["thresholds"][name]
+        assert (at["threshold"], at["threshold_logit"]) == (of_bundle["p_fake"], of_bundle["logit"])
+        called = (rows.logit >= np.float32(at["threshold_logit"])).astype(int)
         assert at["accuracy"] == pytest.approx(sk.accuracy_score(y, called), abs=1e-9)
         assert at["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y, called), abs=1e-9)
         assert at["mcc"] == pytest.approx(sk.matthews_corrcoef(y, called), abs=1e-9)
@@ -53,7 +54,8 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
             sk.precision_score(y, called, pos_label=0, zero_division=0), abs=1e-9
         )
         assert at["confusion_matrix"] == sk.confusion_matrix(y, called).tolist()
-    assert (rows.predicted_label == np.where(p >= found["thresholds"]["balanced"]["threshold"], "fake", "real")).all()
+    fake = rows.logit >= np.float32(found["thresholds"]["balanced"]["threshold_logit"])
+    assert (rows.predicted_label == np.where(fake, "fake", "real")).all()
     sources = {of["value"]: of for of in found["slices"] if of["by"] == "source"}
     assert set(sources) == {"nearest", "bilinear", "bicubic"}
     for source, of in sources.items():

@@ -7,23 +7,22 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from scipy.special import logit
 
 from deepfake_ray import bundle, mistakes, models
 from deepfake_ray.attention import GradCam
 from deepfake_ray.images import Limits
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.schema import FAKE, REAL
+from deepfake_ray.scores import threshold_at
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 
 
 def saved(place, arch, size, network):
     arrays = {key: value.detach().numpy() for key, value in network.state_dict().items()}
-    thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
     preparation = Preparation(image_size=size)
-    bundle.save(
-        str(place), bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds=thresholds), arrays
-    )
+    bundle.save(str(place), bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds={}), arrays)
     return str(place)
 
 
@@ -83,11 +82,16 @@ def test_grad_cam_works_for_the_families(tmp_path, arch, size):
 def test_the_worst_are_the_most_confident_errors_of_each_class():
     p_fake = [0.01, 0.45, 0.2, 0.9, 0.99, 0.55, 0.7]
     labels = ["fake", "fake", "fake", "fake", "real", "real", "real"]
-    table = pa.table({"uri": [f"/{i}" for i in range(7)], "true_label": labels, "p_fake": p_fake})
-    assert [row["uri"] for row in mistakes.worst(table, 0.5)] == ["/0", "/2", "/1", "/4", "/6", "/5"]
-    assert [row["uri"] for row in mistakes.worst(table, 0.6)] == ["/0", "/2", "/1", "/4", "/6"]
-    many = pa.table({"uri": ["/"] * 50, "true_label": ["real"] * 50, "p_fake": np.linspace(0.6, 0.9, 50)})
-    assert [row["p_fake"] for row in mistakes.worst(many, 0.5)] == pytest.approx(np.linspace(0.6, 0.9, 50)[:-9:-1])
+    table = pa.table(
+        {"uri": [f"/{i}" for i in range(7)], "true_label": labels, "p_fake": p_fake, "logit": logit(p_fake)}
+    )
+    assert [row["uri"] for row in mistakes.worst(table, threshold_at(0.5, 1.0))] == ["/0", "/2", "/1", "/4", "/6", "/5"]
+    assert [row["uri"] for row in mistakes.worst(table, threshold_at(0.6, 1.0))] == ["/0", "/2", "/1", "/4", "/6"]
+    p_fake = np.linspace(0.6, 0.9, 50)
+    many = pa.table({"uri": ["/"] * 50, "true_label": ["real"] * 50, "p_fake": p_fake, "logit": logit(p_fake)})
+    assert [row["p_fake"] for row in mistakes.worst(many, threshold_at(0.5, 1.0))] == pytest.approx(
+        np.linspace(0.6, 0.9, 50)[:-9:-1]
+    )
 
 
 def test_pictures_are_what_the_model_is_given(brightness, tmp_path):

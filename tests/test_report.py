@@ -13,7 +13,9 @@ from test_measurement import MODEL, predictions, simulated
 
 from deepfake_ray import comparison, figures, measurement, metrics, report, robustness
 from deepfake_ray.mistakes import Mistake
+from deepfake_ray.scores import threshold_at
 
+AT = threshold_at(0.4, 1.0)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -33,24 +35,25 @@ def page(tmp_path_factory):
     result = measurement.measure(scored, MODEL, "balanced") | {
         "split": "test", "data": "/data/<script>alert(1)</script>", "model": "/model", "num_errors": 3,
         "command": "python jobs/evaluate.py", "warnings": ["99.0% of the images are called real"],
-        "comparison": {"with": "/other", "model_id": "beef"} | comparison.compare(frame, frame, (0.4, 0.6)),
+        "comparison": {"with": "/other", "model_id": "beef"}
+        | comparison.compare(frame, frame, (AT, threshold_at(0.6, 1.0))),
         "audit": {
             "zero_pixel_auc": 0.7, "duplicates": {"num_across_classes": 2},
             "leaks": {"num_exact": 1, "num_near": 0, "examples": [
                 {"uri": "/test/seen.jpg", "training_uri": "/train/seen.jpg", "split": "train", "differing_bits": None}
             ]},
         },
-        "degradations": robustness.by_degradation(pa.Table.from_pandas(frame), degraded(frame), 0.4),
+        "degradations": robustness.by_degradation(pa.Table.from_pandas(frame), degraded(frame), AT),
     }  # fmt: skip
-    labels, logits, p_fake = measurement.arrays(scored)
-    pictures = figures.of_evaluation(labels, logits, p_fake, result, MODEL.temperature)
+    labels, logits = measurement.arrays(scored)
+    pictures = figures.of_evaluation(labels, logits, result, MODEL.temperature)
     square = simplejpeg.encode_jpeg(np.zeros((160, 320, 3), np.uint8))
     errors = [
         Mistake(uri=f"/{i}<i>.jpg", true_label=label, p_fake=0.9, picture=square if i else b"", explained=True)
         for i, label in enumerate(["fake", "fake", "real"])
     ]
     run = {"run_id": "0123", "manifest_sha256": "ab" * 32, "errors_by_code": {"truncated": 3}}
-    text = metrics.classification_report(labels, p_fake, 0.5)
+    text = metrics.classification_report(labels, logits, AT)
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(report.html(result, pictures, errors, text, run))
     return path
