@@ -91,7 +91,7 @@ def how_to_go_on(output: str, *, resuming: bool) -> str:
     output = storage.absolute(output)
     same = "the same command" if resuming else "the same command with --resume"
     if storage.is_local(output):  # another storage may be what the job is waiting for
-        if not storage.list_names(output):
+        if not set(storage.list_names(output)) - {storage.LOCK}:
             return "nothing was written; the same command begins anew"
         if storage.is_finished(output):
             return f"{output} is finished all the same"
