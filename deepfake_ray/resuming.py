@@ -29,6 +29,8 @@ def scores_are_done(config: ScoreConfig | EvaluateConfig, output: str) -> bool:
         return False
     run = storage.read_json(storage.join(output, RUN))
     require_same_scores(config, run)
+    if run.get("status") != "finished":  # a run that was held up, and lost the output meanwhile, wrote it last
+        return False
     missing = _not_given(run)
     degraded = storage.join(output, DEGRADED, RUN)
     if storage.exists(degraded):
@@ -63,14 +65,20 @@ def require_same_scores(config: ScoreConfig | EvaluateConfig, run: Mapping[str, 
     Raises:
         UserError: names the first setting that differs, or the models.
     """
-    if config.model:
-        model = bundle.load_spec(config.model)
-        # The place may be another: that of a copy.
-        if not model.made(run["model_id"]):
-            raise UserError(
-                f"--resume goes on with the same run: model was {run['config'].get('model')} ({run['model_id']}) and "
-                f"is now {config.model} ({model.model_id}); set it back, or write to a new output."
-            )
+    model = bundle.load_spec(config.model) if config.model else None
+    # The place may be another: that of a copy.
+    if model is not None and not model.made(run["model_id"]):
+        raise UserError(
+            f"--resume goes on with the same run: model was {run['config'].get('model')} ({run['model_id']}) and "
+            f"is now {config.model} ({model.model_id}); set it back, or write to a new output."
+        )
+    if "predictions_of" not in run:
+        _require_same(config, run["config"], config.to_json(), FREE_TO_CHANGE | {"model"})
+    elif "evaluation" in run:
+        _require_same(config, run["evaluation"], config.to_json(), FREE_TO_CHANGE | {"model"})
+    else:  # of a version that kept no more of it
+        require_same_run({"predictions": run["predictions_of"]}, {"predictions": getattr(config, "predictions", None)})
+    if model is not None:
         asked_logit = model.threshold(config.threshold).logit
         if asked_logit != run.get("threshold_logit", asked_logit):
             raise UserError(
@@ -78,12 +86,6 @@ def require_same_scores(config: ScoreConfig | EvaluateConfig, run: Mapping[str, 
                 f"{run['threshold_logit']:g} and is now at {asked_logit:g}; give the model as it was, or write to a "
                 "new output."
             )
-    if "predictions_of" not in run:
-        _require_same(config, run["config"], config.to_json(), FREE_TO_CHANGE | {"model"})
-    elif "evaluation" in run:
-        _require_same(config, run["evaluation"], config.to_json(), FREE_TO_CHANGE | {"model"})
-    else:  # of a version that kept no more of it
-        require_same_run({"predictions": run["predictions_of"]}, {"predictions": getattr(config, "predictions", None)})
 
 
 def _require_same(config: JobConfig, before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> None:
