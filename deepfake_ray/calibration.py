@@ -21,30 +21,31 @@ rule of three, of 300 reals without a mistake one knows that less than 1 % are m
 FloatArray = NDArray[np.float64]
 
 
-def log_loss(
-    labels: ArrayLike, logits: ArrayLike, temperature: float, class_weights: Sequence[float] = (1.0, 1.0)
-) -> float:
-    """Mean cross-entropy in nats, from logits, so that no probability has to be clipped."""
-    y = np.asarray(labels)
-    sign = np.where(y == FAKE, 1.0, -1.0)
-    weights = np.where(y == FAKE, class_weights[FAKE], class_weights[REAL])
+def log_loss(labels: ArrayLike, logits: ArrayLike, temperature: float, weights: FloatArray | None = None) -> float:
+    """Mean cross-entropy in nats, from logits, so that no probability has to be clipped; images may have weights."""
+    sign = np.where(np.asarray(labels) == FAKE, 1.0, -1.0)
     return float(np.average(-log_expit(sign * np.asarray(logits, np.float64) / temperature), weights=weights))
 
 
-def fit_temperature(labels: ArrayLike, logits: ArrayLike, class_weights: Sequence[float] = (1.0, 1.0)) -> float:
+def fit_temperature(labels: ArrayLike, logits: ArrayLike, prior: Sequence[float] | None = None) -> float:
     """The temperature in [.5, 20] with the least log loss (Guo et al. 2017, arXiv 1706.04599).
 
     Classes that the validation split tells apart without an error would have one of 0, and every score would be 0 or
-    1: the lower bound keeps some doubt.
+    1: the lower bound keeps some doubt. No bias is fitted: the model has that of the loss that it was trained with.
 
     Args:
         labels: int (N,), REAL or FAKE.
         logits: float (N,).
-        class_weights: what an image of each class counts, as in the loss that the model was trained with: p_fake is
-            then for the shares of the classes that the loss saw.
+        prior: the shares of real and fake images that p_fake is to be for, which are those that the loss saw; images
+            count so that the classes have these shares. None: those that they have.
     """
+    y = np.asarray(labels)
+    weights = np.ones(len(y))
+    if prior is not None:
+        for label in (REAL, FAKE):
+            weights[y == label] = prior[label] / max(1, np.sum(y == label))
     found = minimize_scalar(
-        lambda t: log_loss(labels, logits, float(np.exp(t)), class_weights),
+        lambda t: log_loss(y, logits, float(np.exp(t)), weights),
         bounds=(np.log(0.5), np.log(20)),
         method="bounded",
     )
@@ -102,15 +103,15 @@ class Tuned:
     figures: dict[str, float | None]
 
 
-def tune(labels: ArrayLike, logits: ArrayLike, class_weights: Sequence[float] = (1.0, 1.0)) -> Tuned:
+def tune(labels: ArrayLike, logits: ArrayLike, prior: Sequence[float] | None = None) -> Tuned:
     """Temperature and thresholds of a model.
 
     Args:
         labels: int (N,), REAL or FAKE.
         logits: float32 (N,), before temperature, as scoring writes them.
-        class_weights: of the loss that the model was trained with.
+        prior: see `fit_temperature`.
     """
-    temperature = fit_temperature(labels, logits, class_weights)
+    temperature = fit_temperature(labels, logits, prior)
     thresholds = choose_thresholds(labels, logits, temperature)
     at_half = metrics.at_threshold(labels, logits, thresholds["default"])
     figures = {

@@ -82,6 +82,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
         "split": config.split or ("test" if config.predictions is None else "all"),
         "data": storage.absolute(config.data or config.labels or ""),
         "model": storage.absolute(config.model),
+        "model_id": run["model_id"],  # in the precision of the run, which may be another than the bundle's own
         "num_errors": run["num_errors"],
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -95,8 +96,9 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
     errors = _mistakes(scored, threshold, config.model, limits)
     _write(result, scored, model, threshold, errors, run, output)
     try:
-        bundle.add_to_card(config.model, result)
-    except OSError as error:
+        if not bundle.add_evaluation(config.model, result):
+            say(f"the bundle's {bundle.CARD} was written by others and stays; see its {bundle.EVALUATIONS}/")
+    except (OSError, UserError) as error:
         say(f"the bundle's {bundle.CARD} could not be brought up to date: {storage.first_line(error)}")
     lock.mark_finished()
     _say_result(result, output)

@@ -5,22 +5,20 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, calibration, fingerprints, manifest, measurement, schema, storage
-from deepfake_ray.config import EvaluateConfig, QuantizeConfig
+from deepfake_ray import bundle, fingerprints, schema, storage
+from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
 from deepfake_ray.output_lock import OutputLock, held
-from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say
 from deepfake_ray.resuming import asked, require_quantised_of
-from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import check_places
+from deepfake_ray.tuning import save_tuned
 
 BATCH_SIZE = 16
 
@@ -54,45 +52,32 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
     images = labelled(config)
     scales = _scales(of_split(images, schema.TRAIN, config.data).table["uri"], config)
-    untuned = bundle.save(place, replace(spec, scales=scales), arrays)
-    tuned = _tuned(place, of_split(images, schema.VALIDATION, config.data), config, lock)
-    quantised = replace(
-        untuned,
-        temperature=tuned.temperature,
-        thresholds=tuned.thresholds,
-        provenance={**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id, **asked(config)},
+    untuned = replace(
+        spec,
+        scales=scales,
+        precision=schema.INT8,
+        provenance={**spec.provenance, "quantised_from": spec.model_id, **asked(config)},
     )
-    quantised = bundle.save(place, quantised, arrays)
+    quantised = save_tuned(
+        untuned,
+        arrays,
+        place,
+        of_split(images, schema.VALIDATION, config.data),
+        config,
+        lock,
+        draft=storage.join(output, "draft"),
+        use_gpu=False,
+        prior=spec.prior,
+    )
     trained = fingerprints.load(config.model)
     if trained is not None:
         fingerprints.save(place, trained)
     lock.mark_finished()
-    before = spec.provenance.get("validation", {})
+    before, after = spec.provenance.get("validation", {}), quantised.provenance["validation"]
     for name in ("roc_auc", "balanced_accuracy"):
-        say(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
+        say(f"validation {name}: {after[name]:.4f}, before {before.get(name, float('nan')):.4f}")
     say(f"  model  {place}")
     return quantised
-
-
-def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig, lock: OutputLock) -> calibration.Tuned:
-    """What the quantised model's scores of the validation split ask for."""
-    scoring = EvaluateConfig(
-        data=config.data,
-        model=place,
-        output=storage.join(storage.absolute(config.output), schema.VALIDATION),
-        use_gpu="no",
-        resume=config.resume,
-        seed=config.seed,
-        max_image_bytes=config.max_image_bytes,
-        max_image_pixels=config.max_image_pixels,
-        shared_storage=config.shared_storage,
-    )
-    page = manifest.Page(validation.table, validation.other_files)
-    score_manifest(scoring, [config.data], lambda: [page], lock)
-    rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
-    labels, logits = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
-    storage.delete_directory(scoring.output)  # p_fake there is by the temperature of before
-    return calibration.tune(labels, logits)
 
 
 def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:

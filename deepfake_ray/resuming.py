@@ -73,7 +73,10 @@ def require_same_scores(config: ScoreConfig | EvaluateConfig, run: Mapping[str, 
             f"is now {config.model} ({model.model_id}); set it back, or write to a new output."
         )
     if "predictions_of" not in run:
-        _require_same(config, run["config"], config.to_json(), FREE_TO_CHANGE | {"model"})
+        free = FREE_TO_CHANGE | {"model"}
+        if config.precision in ("auto", run.get("precision")):  # what auto comes to is compared where it is known
+            free |= {"precision"}
+        _require_same(config, run["config"], config.to_json(), free)
     elif "evaluation" in run:
         _require_same(config, run["evaluation"], config.to_json(), FREE_TO_CHANGE | {"model"})
     else:  # of a version that kept no more of it

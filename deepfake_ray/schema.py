@@ -18,6 +18,9 @@ FAKE_NAMES = frozenset({"fake", "1_fake", "ai", "synthetic", "generated"})
 SPLIT_NAMES = {"train": TRAIN, "valid": VALIDATION, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
 """What folders and tables call them, in lower case."""
 
+BF16, FP32, INT8 = PRECISIONS = ("bf16", "fp32", "int8")
+"""What a model computes in."""
+
 OK = "ok"
 ERROR = "error"
 

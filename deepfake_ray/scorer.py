@@ -44,6 +44,7 @@ class ScorerSpec:
     batch_size: int
     num_crops: int
     precision: str
+    """One of `schema.PRECISIONS`, the same on all nodes."""
     compile: bool = False
     limits: Limits
     image_timeout_s: float
@@ -325,7 +326,7 @@ def predictions(
         "predicted_label": known(called.astype(object)),
         "threshold": np.full(len(images), spec.threshold.p_fake),
         "threshold_logit": np.full(len(images), spec.threshold.logit, np.float32),
-        "model_id": [model.model_id] * len(images),
+        "model_id": [model.model_id_in(spec.precision)] * len(images),
         "run_id": [spec.run_id] * len(images),
         "scored_at": [datetime.now(UTC)] * len(images),
         "true_label": rows["label"],

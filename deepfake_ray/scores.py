@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from deepfake_ray.errors import UserError
+from deepfake_ray.schema import BF16, FP32, INT8
+
 LOWEST, HIGHEST = (float(limit) for limit in (np.finfo(np.float32).min, np.finfo(np.float32).max))
 """The logits of the thresholds 0 and 1: every image is called fake, and none. Finite, so that JSON can hold them."""
 
@@ -84,3 +87,20 @@ def threshold_of_rows(logits: ArrayLike, p_fake: ArrayLike, number: float) -> Th
 def called_fake(logits: ArrayLike, threshold: Threshold) -> NDArray[np.bool_]:
     """The verdicts on logits, (N,); they are compared as float32, which is what is written of them."""
     return np.asarray(logits, np.float32) >= np.float32(threshold.logit)
+
+
+def require_same_precision(where: str, before: str | None, now: str) -> None:
+    """Make sure that scores of two runs may stand side by side.
+
+    Args:
+        where: says which scores: `--resume goes on with the same run`, and the like.
+        before: the precision that the other run noted; None, if it noted none.
+        now: of this run.
+
+    Raises:
+        UserError: they may not.
+    """
+    if before != now:
+        was = "was not noted by the version that began it" if before is None else f"was {before}"
+        remedy = f"add --precision {before}, or " if before in (BF16, FP32) and now != INT8 else ""
+        raise UserError(f"{where}: precision {was} and is now {now}; {remedy}score all images in a new output.")

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from deepfake_ray import bundle, known, manifest, predictions, storage
+from deepfake_ray import bundle, known, manifest, precision, predictions, storage
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.error_watch import ErrorWatch, by_code
@@ -29,11 +29,12 @@ from deepfake_ray.preparation import CROP, Preparation
 from deepfake_ray.progress import Progress, duration, say
 from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scorer import Report, ScorerSpec
-from deepfake_ray.scores import Threshold
+from deepfake_ray.scores import Threshold, require_same_precision
 from deepfake_ray.session import Patience, check_places
 from deepfake_ray.tally import Tally
 
 MANIFEST = "manifest"
+STAGE = "score"
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 32
 SMALL_BATCH_SIZE, SMALL = 64, 64 * 64
 """On a CPU, of images of at most so many pixels: the weights are brought into the cache once a batch."""
@@ -77,6 +78,7 @@ def score_manifest(
     pages: Callable[[], Iterable[manifest.Page]],
     lock: OutputLock,
     degradations: tuple[str, ...] = (),
+    stage: str = STAGE,
 ) -> dict[str, Any]:
     """Score the images of `pages()` into OUTPUT/predictions, resuming if asked to; write and return `run.json`.
 
@@ -86,6 +88,7 @@ def score_manifest(
         pages: called once, for a new output only, so that a resumed run scores the images it began with.
         lock: of OUTPUT, or of what it lies in.
         degradations: names of `DEGRADATIONS`; the predictions are for the images after each of them.
+        stage: what progress is called; the result is said of `STAGE` alone, and not of degradations.
     """
     output = storage.absolute(config.output)
     run_uri = storage.join(output, RUN)
@@ -112,8 +115,11 @@ def score_manifest(
 
     placement = planned(plan)
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
-    if not resuming:
-        run = _begin(config, model, placement, pages, lock, max(1, len(degradations)))
+    computes_in = precision.resolve(config.precision, use_gpu=placement.use_gpu, quantized=bool(model.scales))
+    if resuming:
+        require_same_precision("--resume goes on with the same run", run.get("precision"), computes_in)
+    else:
+        run = _begin(config, model, computes_in, placement, pages, lock, max(1, len(degradations)))
     manifest_uri = storage.join(output, MANIFEST)
     if run["num_other_files"]:
         say(f"{run['num_other_files']:,} other files are no images; see {manifest_uri}/{manifest.OTHER_FILES}")
@@ -124,7 +130,7 @@ def score_manifest(
         threshold=model.threshold(config.threshold),
         batch_size=run["batch_size"],
         num_crops=config.crops,
-        precision=config.precision,
+        precision=computes_in,
         compile=config.compile,
         limits=Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
         image_timeout_s=config.image_timeout_s,
@@ -144,11 +150,11 @@ def score_manifest(
         storage.write_json(run_uri, run)
 
     if left and config.skip_known is not None and not storage.exists(_known_file(config)):
-        _build_known(config, model)
+        _build_known(config, model, computes_in)
     tally = Tally(run, write, has_profile=config.profile)
     if left:
         try:
-            _Run(spec, layout, plan, tally).score(left, placement)
+            _Run(spec, layout, plan, tally, stage).score(left, placement)
         except BaseException:
             with suppress(OSError, JobError):  # what it was is said already
                 tally.note()
@@ -163,7 +169,7 @@ def score_manifest(
         raise JobError(
             f"no image could be scored: {by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
         )
-    if not degradations:
+    if stage == STAGE and not degradations:
         _say_result(run, spec.threshold, left_any=bool(left))
     return run
 
@@ -183,6 +189,7 @@ def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) ->
 def _begin(
     config: ScoreConfig | EvaluateConfig,
     model: bundle.Spec,
+    computes_in: str,
     placement: ScoringPlacement,
     pages: Callable[[], Iterable[manifest.Page]],
     lock: OutputLock,
@@ -195,8 +202,9 @@ def _begin(
     run = {
         "run_id": uuid.uuid4().hex[:16],
         "status": "running",
-        "model_id": model.model_id,
+        "model_id": model.model_id_in(computes_in),
         "threshold_logit": model.threshold(config.threshold).logit,
+        "precision": computes_in,
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,
@@ -205,15 +213,16 @@ def _begin(
         "config": config.to_json(),
     }
     if config.skip_known is not None:
-        _build_known(config, model)
+        _build_known(config, model, computes_in)
     lock.require()
     storage.write_json(storage.join(output, RUN), run)  # last: an output that has it has the rest
     return run
 
 
-def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec) -> None:
-    number = known.build(config.skip_known or "", model.model_id, _known_file(config), num_crops=config.crops)
-    say(f"{number:,} images of {config.skip_known} have a score of this model")
+def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec, computes_in: str) -> None:
+    earlier = config.skip_known or ""
+    number = known.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
+    say(f"{number:,} images of {earlier} have a score of this model")
 
 
 def _known_file(config: ScoreConfig | EvaluateConfig) -> str:
@@ -263,17 +272,22 @@ class _Run:
     """The scoring of the chunks that are left, by one driver."""
 
     def __init__(
-        self, spec: ScorerSpec, layout: Layout, plan: Callable[[Sequence[Node]], ScoringPlacement], tally: Tally
+        self,
+        spec: ScorerSpec,
+        layout: Layout,
+        plan: Callable[[Sequence[Node]], ScoringPlacement],
+        tally: Tally,
+        stage: str,
     ):
-        self._spec, self._layout, self._plan, self._tally = spec, layout, plan, tally
+        self._spec, self._layout, self._plan, self._tally, self._stage = spec, layout, plan, tally, stage
         self._watch = ErrorWatch(spec.max_error_share)
-        self._metrics = RunMetrics("score", spec.run_id)
+        self._metrics = RunMetrics(stage, spec.run_id)
 
     def score(self, chunks: list[manifest.Chunk], placement: ScoringPlacement) -> None:
         """Score the chunks, however many nodes are lost meanwhile."""
         with (
-            Patience("score") as self._patience,
-            Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress,
+            Patience(self._stage) as self._patience,
+            Progress(self._stage, sum(chunk.num_rows for chunk in chunks)) as progress,
         ):
             while chunks:
                 left = self._round(chunks, placement, progress)
@@ -284,7 +298,10 @@ class _Run:
                     )
                 chunks = left
                 if chunks:
-                    say(f"score: {len(chunks):,} chunks were lost with the node or process that held them: once more")
+                    say(
+                        f"{self._stage}: {len(chunks):,} chunks were lost with the node or process that held them: "
+                        "once more"
+                    )
                     placement = planned(self._plan)
 
     def _round(

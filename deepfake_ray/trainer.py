@@ -45,6 +45,8 @@ class LoopSpec:
     num_train: int
     num_validation: int
     class_weights: tuple[float, ...]
+    precision: str
+    """bf16 or fp32; the last layer is in fp32."""
     checkpoints_uri: str
     placement: TrainingPlacement
     tables: TrainingTables
@@ -64,6 +66,8 @@ class _Loop:
         self.device = ray.train.torch.get_device()
         network = models.build(self.config.arch)
         network.load_state_dict(ray.get(spec.initial_state))
+        models.real_fp32()
+        models.with_head_in_fp32(network, self.config.arch)
         self.detector = models.Detector(network, spec.preparation)
         self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = self.detector
@@ -88,7 +92,7 @@ class _Loop:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, cosine_schedule(num_steps, self.config.warmup_share)
         )
-        self.autocast = models.autocast(self.device, self.config.precision)
+        self.autocast = models.autocast(self.device, spec.precision)
         self.history: list[HistoryRow] = []
         self.position, self.tally, self.elapsed_s = Position(), Tally(), 0.0
         self.checkpoints = Checkpoints(spec.checkpoints_uri)

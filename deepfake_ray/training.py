@@ -23,22 +23,22 @@ from deepfake_ray import (
     __version__,
     audit,
     bundle,
-    calibration,
     fingerprints,
     manifest,
     models,
+    precision,
     schema,
     storage,
     weights,
 )
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.board import Board
-from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
+from deepfake_ray.checkpoints import SCORE, STATE_FILE
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import Limits, decode
-from deepfake_ray.labels import labelled
+from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import TrainingTables, image_facts
@@ -49,6 +49,7 @@ from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
+from deepfake_ray.tuning import save_tuned
 from deepfake_ray.watching import Watcher
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,10 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     )
     counts = findings["num_images"]
     of_train = [counts[schema.TRAIN][name] for name in schema.CLASSES]
-    class_weights = balanced_weights(of_train) if config.class_weights == "balanced" else (1.0, 1.0)
+    balanced = config.class_weights == "balanced"
+    class_weights = balanced_weights(of_train) if balanced else (1.0, 1.0)
+    # What the loss makes p_fake be for: as many reals as fakes, or as many as there are.
+    prior = {name: 0.5 if balanced else of_train[i] / sum(of_train) for i, name in enumerate(schema.CLASSES)}
     if class_weights != (1.0, 1.0):
         say(f"weights in the loss: real {class_weights[schema.REAL]:.3f}, fake {class_weights[schema.FAKE]:.3f}")
     resize = STRETCH if config.recipe == "baseline" else CROP
@@ -125,6 +129,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
         num_train=sum(counts[schema.TRAIN].values()),
         num_validation=sum(counts[schema.VALIDATION].values()),
         class_weights=class_weights,
+        precision=settings["precision"],
         checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
         tables=TrainingTables.of(images.table),
@@ -137,7 +142,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     tracker = MlflowRun(config.mlflow_uri, output, settings, resuming=resuming) if config.mlflow_uri else None
     with Watcher(spec, output, tracker):
         best = _fit(spec, output)
-    saved = _write_bundle(best, storage.join(output, "model"), preparation, config, settings, counts)
+    saved = _write_bundle(best, output, preparation, config, settings, counts, images, prior, lock)
     lock.mark_finished()
     figures = saved.provenance["validation"]
     say(
@@ -172,6 +177,7 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
         # The range as it was asked: its numbers may come and go.
         "num_workers": config.num_workers or placement.num_workers,
         "use_gpu": placement.use_gpu,
+        "precision": precision.resolve(config.precision, use_gpu=placement.use_gpu),
         "manifest_sha256": images.sha256,
         "versions": _versions(),
         "git_revision": git_revision(),
@@ -304,22 +310,23 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
 
 def _write_bundle(
     checkpoint: ray.train.Checkpoint,
-    uri: str,
+    output: str,
     preparation: Preparation,
     config: TrainConfig,
     settings: dict[str, Any],
     counts: dict[str, Any],
+    images: manifest.Manifest,
+    prior: dict[str, float],
+    lock: OutputLock,
 ) -> bundle.Spec:
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
-        with np.load(Path(folder, VALIDATION_FILE)) as validation:
-            logits, labels = validation["logits"], validation["labels"]
-    tuned = calibration.tune(labels, logits)
-    spec = bundle.Spec(
+    untuned = bundle.Spec(
         arch=config.arch,
         preparation=preparation,
-        temperature=tuned.temperature,
-        thresholds=tuned.thresholds,
+        temperature=1.0,
+        thresholds={},
+        precision=settings["precision"],
         provenance={
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": settings,
@@ -329,10 +336,19 @@ def _write_bundle(
                 "num_images": counts,
             },
             "best_epoch": len(state["history"]),
-            "validation": tuned.figures,
         },
     )
-    return bundle.save(uri, spec, {key: value.numpy() for key, value in state["network"].items()})
+    return save_tuned(
+        untuned,
+        {key: value.numpy() for key, value in state["network"].items()},
+        storage.join(output, "model"),
+        of_split(images, schema.VALIDATION, config.data),
+        config,
+        lock,
+        draft=storage.join(output, CHECKPOINTS, "draft"),
+        use_gpu=settings["use_gpu"],
+        prior=prior,
+    )
 
 
 def _versions() -> dict[str, str]:

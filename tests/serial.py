@@ -64,6 +64,7 @@ def without_ray(patch):
     patch(scoring, "planned", lambda plan: plan([Node(2, 0, has_data_label=False)]))
     patch(scoring, "check_places", lambda *_, **__: None)
     patch(scoring, "RunMetrics", Nothing)
+    patch(scoring.precision, "resolve", lambda asked, **_: "fp32" if asked == "auto" else asked)
     patch(scoring, "reports_of", reports_of)
     patch(
         scoring,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_ray import bundle, models
+from deepfake_ray import bundle, models, schema
 from deepfake_ray.errors import UserError
 from deepfake_ray.inference import Predictor
 from deepfake_ray.preparation import Preparation
@@ -136,7 +136,7 @@ def test_bundles_of_format_1_are_read(tmp_path):
 
 def test_model_id_is_that_of_scores_in_a_precision(saved):
     spec = saved[1]
-    ids = {spec.model_id_in(precision) for precision in bundle.PRECISIONS}
+    ids = {spec.model_id_in(precision) for precision in schema.PRECISIONS}
     assert len({*ids, spec.model_id_in("")}) == 4
     assert all(spec.made(one) for one in ids)
     assert not spec.made("0123456789abcdef")
@@ -149,3 +149,68 @@ def test_a_threshold_that_no_logit_can_have_is_refused(saved, logit):
     change_json(place, thresholds={"default": {"logit": logit, "p_fake": 0.5, "num_real": 1, "num_fake": 1}})
     with pytest.raises(UserError, match="no finite float32"):
         bundle.load_spec(place)
+
+
+def evaluation(data="/d", split="test", auc=0.9, **more):
+    at = {"threshold": 1.85e-06, "balanced_accuracy": 0.8, "intervals": {"balanced_accuracy": None}}
+    return {
+        "data": data, "split": split, "num_scored": 1234, "roc_auc": auc, "intervals": {"roc_auc": (0.85, 0.95)},
+        "verdict_threshold": "fpr_1", "thresholds": {"fpr_1": at}, "model_id": "m", **more,
+    }  # fmt: skip
+
+
+def card_of(place):
+    return open(f"{place}/MODEL_CARD.md").read()
+
+
+def test_evaluations_are_kept_and_the_card_is_written_anew(saved):
+    place = saved[0]
+    assert "None yet." in card_of(place)
+    for one in (evaluation(), evaluation("/a | b"), evaluation(split="validation"), evaluation(auc=0.7)):
+        assert bundle.add_evaluation(place, one)
+    rows = [line for line in card_of(place).splitlines() if line.startswith("| /")]
+    assert rows == [
+        "| /a \\| b | test | 1,234 | 0.9000 (0.8500 to 0.9500) | 0.8000 | fpr_1 (1.85e-06) |",
+        "| /d | test | 1,234 | 0.7000 (0.8500 to 0.9500) | 0.8000 | fpr_1 (1.85e-06) |",
+        "| /d | validation | 1,234 | 0.9000 (0.8500 to 0.9500) | 0.8000 | fpr_1 (1.85e-06) |",
+    ]
+    assert bundle.load(place)[0] == saved[1]
+
+
+def test_an_evaluation_meanwhile_is_not_lost(saved, monkeypatch):
+    """Two jobs on one bundle: the other writes its own between our reading and our writing."""
+    place = saved[0]
+    write = bundle.storage.write_json
+
+    def with_another(uri, content):
+        monkeypatch.setattr(bundle.storage, "write_json", write)
+        bundle.add_evaluation(place, evaluation("/other"))
+        write(uri, content)
+
+    monkeypatch.setattr(bundle.storage, "write_json", with_another)
+    bundle.add_evaluation(place, evaluation("/ours"))
+    assert "| /other |" in card_of(place)
+    assert "| /ours |" in card_of(place)
+
+
+def test_what_people_wrote_into_the_card_stays(saved):
+    place = saved[0]
+    with open(f"{place}/MODEL_CARD.md", "r+") as file:
+        text = file.read().replace("## Limits", "## Our own remarks")
+        file.seek(0)
+        file.write(text)
+    assert not bundle.add_evaluation(place, evaluation())
+    assert card_of(place) == text
+    assert len(list(bundle.storage.list_names(f"{place}/evaluations"))) == 1
+
+
+def test_the_card_says_for_which_images_p_fake_is(tmp_path):
+    spec = bundle.Spec(
+        arch="cnn", preparation=Preparation(image_size=32), temperature=2.0, thresholds={},
+        prior={"real": 0.2, "fake": 0.8},
+    )  # fmt: skip
+    bundle.save(str(tmp_path), spec, {})
+    assert "0.2 are real and 0.8 fake" in card_of(tmp_path)
+    assert f"- ({np.log(4):.4f})" in card_of(tmp_path)
+    assert bundle.load_spec(str(tmp_path)).prior == {"real": 0.2, "fake": 0.8}
+    assert replace(spec, prior={}).model_id == spec.model_id

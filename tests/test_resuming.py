@@ -54,7 +54,7 @@ def test_a_finished_output_of_something_else_is_refused_by_name(config, tmp_path
         ({"threshold": "fpr_1"}, "threshold was 'balanced' and is now 'fpr_1'"),
         ({"limit": 3}, "limit was None and is now 3"),
         ({"include": ("*.jpg",)}, "include was"),
-        ({"precision": "fp32"}, "precision was 'auto' and is now 'fp32'"),
+        ({"precision": "bf16"}, "precision was 'auto' and is now 'bf16'"),
         ({"max_image_pixels": 10}, "max_image_pixels was"),
         ({"batch_size": 3}, "batch_size was 2 and is now 3"),
     ):
@@ -68,7 +68,15 @@ def test_only_the_same_is_finished_already(config, tmp_path, capsys):
     before = contents(config.output)
     (tmp_path / "images" / "new.jpg").write_bytes(jpeg(9))
     copy = other_model(config.model, tmp_path / "copy")
-    for same in ({}, {"num_workers": 1}, {"profile": True}, {"image_timeout_s": 5.0}, {"model": copy}):
+    assert first["precision"] == "fp32"
+    for same in (
+        {},
+        {"num_workers": 1},
+        {"profile": True},
+        {"image_timeout_s": 5.0},
+        {"model": copy},
+        {"precision": "fp32"},
+    ):
         assert score(replace(config, resume=True, **same)) == first
     assert contents(config.output) == before
     said = capsys.readouterr().err
