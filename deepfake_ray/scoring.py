@@ -210,8 +210,8 @@ def _begin(
         "run_id": uuid.uuid4().hex[:16],
         "status": "running",
         "model_id": model.model_id_in(computes_in),
-        "precision": computes_in,
         "threshold_logit": model.threshold(config.threshold).logit,
+        "precision": computes_in,
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,
@@ -228,8 +228,9 @@ def _begin(
 
 
 def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec, computes_in: str) -> None:
-    number = known.build(config.skip_known or "", model, computes_in, _known_file(config), num_crops=config.crops)
-    say(f"{number:,} images of {config.skip_known} have a score of this model")
+    earlier = config.skip_known or ""
+    number = known.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
+    say(f"{number:,} images of {earlier} have a score of this model")
 
 
 def _known_file(config: ScoreConfig | EvaluateConfig) -> str:
