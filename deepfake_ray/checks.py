@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import bundle, joining, manifest, storage
+from deepfake_ray import bundle, joining, manifest, storage, tables
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.listing import Pick
@@ -34,10 +34,10 @@ def check(config: Any) -> None:
     with _said_where_it_looked(inputs):
         for place in inputs:
             storage.absolute(place)  # refuses schemes
-        _check_tables(config)
-        _check_outputs_of_others(config)
         if getattr(config, "model", ""):
             _check_bundle(config.model)
+        _check_outputs_of_others(config)
+        _check_tables(config)
     _check_extras(config)
 
 
@@ -55,11 +55,15 @@ def _check_tables(config: Any) -> None:
         _look_into(place, pick)
     for name in ("data", "labels"):
         if place := getattr(config, name, None):
+            if name == "labels" and not tables.is_table(place):
+                known = ", ".join(tables.TABLE_SUFFIXES)
+                raise UserError(f"labels must be a table, by its name ({known}): got {place}; give one with uri,label.")
             _look_into(place, None)
 
 
 def _look_into(place: str, pick: Pick | None) -> None:
-    next(iter(manifest.pages_of([place], pick=pick, limit=1)), None)
+    for _ in manifest.pages_of([place], pick=pick, limit=1):
+        pass  # the other files that come before the first image
 
 
 def _check_outputs_of_others(config: Any) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -16,6 +17,8 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.interrupts import Interrupts
 
 Config = TypeVar("Config")
+SECONDS_OF_SILENCE = 1.5
+"""After which a job that is still looking at places, of a slow storage, says so."""
 
 
 def parse(config_class: type[Config], arguments: Sequence[str] | None = None) -> Config:
@@ -61,7 +64,13 @@ def _run(config: Any, job: str, end: "_End", interrupts: Interrupts) -> int:
     from deepfake_ray.progress import say
 
     interrupts.advice = lambda: how_to_go_on(config.output, resuming=getattr(config, "resume", False))
-    checks.check(config)
+    waiting = threading.Timer(SECONDS_OF_SILENCE, say, ["looking at what the job is to read and write ..."])
+    waiting.daemon = True
+    waiting.start()
+    try:
+        checks.check(config)
+    finally:
+        waiting.cancel()
     say("loading Ray and what else the job needs ...")
     module, name = job.split(":")
     run: Callable[[Any], Mapping[str, Any]] = getattr(import_module(module), name)
@@ -82,7 +91,7 @@ def how_to_go_on(output: str, *, resuming: bool) -> str:
     output = storage.absolute(output)
     same = "the same command" if resuming else "the same command with --resume"
     if storage.is_local(output):  # another storage may be what the job is waiting for
-        if not storage.list_names(output):
+        if not set(storage.list_names(output)) - {storage.LOCK}:
             return "nothing was written; the same command begins anew"
         if storage.is_finished(output):
             return f"{output} is finished all the same"

@@ -130,8 +130,13 @@ def _walk_gif(data: bytes) -> Container:
         if block == 0x21:  # an extension, with a label
             position = _behind_sub_blocks(data, position + 2)
         elif block == 0x2C:  # a frame, with a palette and the size of its codes
+            if not has_frame:
+                left, top, across, down = struct.unpack_from("<HHHH", data, position + 1)
+                if (left and left >= width) or (top and top >= height):
+                    raise ImageError(ErrorCode.DECODE_FAILED, "the frame of the gif file lies outside of its picture")
+                width, height = max(width, left + across), max(height, top + down)  # as viewers do
+                has_frame = True
             position = _behind_sub_blocks(data, position + 11 + _palette_bytes(data[position + 9]))
-            has_frame = True
         elif block == 0:
             position = _end_of(_ZEROS, data, position)
             if position == size:
@@ -200,7 +205,8 @@ def _walk_webp(data: bytes) -> Container:
     if len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
         raise ImageError(ErrorCode.TRUNCATED, "the webp file ends before its declared size")
     size: tuple[int, int] | None = None
-    orientation, has_picture = 1, False
+    orientation: int | None = None
+    has_picture = False
     for kind, start, end in _chunks(data, 12):
         if kind in (b"VP8 ", b"VP8L", b"ANMF"):
             if end > len(data):
@@ -208,14 +214,14 @@ def _walk_webp(data: bytes) -> Container:
             if not any(data[max(start, end - _TAIL) : end]):
                 raise ImageError(ErrorCode.TRUNCATED, "the rest of the webp picture is zero bytes")
             has_picture = True
-        elif kind == b"EXIF":
+        elif kind == b"EXIF" and orientation is None and data[12:16] == b"VP8X":  # simple files have none
             orientation = tiff.orientation_of(data[start:end])
         elif kind == b"\x00\x00\x00\x00" and size is not None and not has_picture:
             raise ImageError(ErrorCode.TRUNCATED, "the rest of the webp file is zero bytes")
         size = size or _webp_size(data, kind, start)
     if size is None or not has_picture:
         raise ImageError(ErrorCode.DECODE_FAILED, "the webp file has no picture")
-    return Container("webp", *size, orientation)
+    return Container("webp", *size, orientation or 1)
 
 
 def _chunks(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:

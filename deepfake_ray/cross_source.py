@@ -20,6 +20,7 @@ from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_request
 from deepfake_ray.training import train
+from deepfake_ray.training_data import leak_free
 
 MATRIX = "leave_one_source_out.csv"
 NOTHING = "(nothing)"
@@ -60,7 +61,7 @@ def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) ->
         storage.require_new_output(output, resumable=True)
     elif storage.exists(settings_uri):
         require_same_request(config, storage.read_json(settings_uri))
-    images = labelled(config).table
+    images = leak_free(labelled(config), config, output).table
     fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
     sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
     if len(sources) < 2:

@@ -30,8 +30,10 @@ SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("sha256", pa.string()),
         pa.field("phash", pa.uint64()),
+        pa.field("num_bytes", pa.int64()),
     ]
 )
+"""Earlier bundles do not know num_bytes: it is null there."""
 
 _LOW = dct(np.eye(SIDE), axis=0, norm="ortho")[:FREQUENCIES].astype(np.float32)
 _WEIGHTS = 1 << np.arange(FREQUENCIES**2 - 1, dtype=np.uint64)

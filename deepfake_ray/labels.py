@@ -117,10 +117,12 @@ def labelled(config: TrainConfig | EvaluateConfig | QuantizeConfig) -> Labelled:
     return found
 
 
-def regrouped(images: Labelled, group_regex: str) -> Labelled:
-    """The same images with the groups that the expression finds, and the splits that these make."""
-    table = _set(images.table, "group", _groups(images.table["uri"].to_pylist(), group_regex))
-    table = _set(table, "split", [None] * len(table))
+def split_as(images: Labelled, place: str, group_regex: str | None) -> Labelled:
+    """The same images with the splits that are made of another `place` that holds them, and of these groups."""
+    table = _set(images.table, "split", [None] * len(images.table))
+    if group_regex is not None:
+        table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
+    images = replace(images, table=table, place=place)
     return replace(images, table=_set(table, "split", _splits(table, images.keys, "auto")))
 
 

@@ -108,9 +108,14 @@ class _Walk:
         """
         self._top = os.fsencode(self.root)
         self._real_top = os.path.realpath(self._top)
-        stack = [(b"", False)]
+        stack = [(b"", False)]  # and whether it lies outside the root
         while stack:
             folder, is_elsewhere = stack.pop()
+            if folder:
+                is_elsewhere = is_elsewhere or os.path.islink(os.path.join(self._top, folder))
+                if is_elsewhere and self._is_listed_otherwise(folder):
+                    self._num_links += 1
+                    continue
             try:
                 files, folders = self._names_in(os.path.join(self._top, folder))
             except OSError as error:
@@ -125,8 +130,7 @@ class _Walk:
                 continue
             for start in range(0, len(files), ROWS_PER_PAGE):
                 yield page([self._row(folder, name) for name in files[start : start + ROWS_PER_PAGE].to_pylist()])
-            below = [os.path.join(folder, name) for name in reversed(folders.to_pylist())]
-            stack.extend(found for path in below if (found := self._entered(path, is_elsewhere)) is not None)
+            stack.extend((os.path.join(folder, name), is_elsewhere) for name in reversed(folders.to_pylist()))
         self._say()
 
     def _names_in(self, folder: bytes) -> Names:
@@ -148,28 +152,27 @@ class _Walk:
             arrays.append(names.take(pc.sort_indices(names)))
         return arrays[0], arrays[1]
 
-    def _entered(self, folder: bytes, is_elsewhere: bool) -> tuple[bytes, bool] | None:
-        """The folder and whether it lies outside the root; None: its files are listed at another place.
+    def _is_listed_otherwise(self, folder: bytes) -> bool:
+        """Whether a link, or a folder reached through one, leads to files that are listed at another place.
 
         Of several ways to a folder in the root, its own counts and links do not: they must not give it other labels.
         """
         path = os.path.join(self._top, folder)
         if os.path.islink(path):
             target = os.path.realpath(path)
-            if _lies_in(self._real_top, target) or (
-                _lies_in(target, self._real_top) and not is_left_out(_text(os.path.relpath(target, self._real_top)))
-            ):
-                self._num_links += 1
-                return None
-            is_elsewhere = True
-        if is_elsewhere:
-            with_identity = _identity(path)
-            if with_identity in self._elsewhere:
-                self._num_links += 1
-                return None
-            if with_identity is not None:
-                self._elsewhere.add(with_identity)
-        return folder, is_elsewhere
+            if _lies_in(self._real_top, target):
+                return True
+            if _lies_in(target, self._real_top) and not is_left_out(_text(os.path.relpath(target, self._real_top))):
+                return True
+        try:
+            found = os.stat(path)
+        except OSError:
+            return False
+        identity = found.st_dev, found.st_ino
+        if identity in self._elsewhere:
+            return True
+        self._elsewhere.add(identity)
+        return False
 
     def _row(self, folder: bytes, name: bytes) -> tuple[Any, ...]:
         relative = os.path.join(folder, name)
@@ -215,14 +218,6 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 def _lies_in(path: bytes, folder: bytes) -> bool:
     return os.path.commonpath([path, folder]) == folder
-
-
-def _identity(path: bytes) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 def _text(path: bytes) -> str:

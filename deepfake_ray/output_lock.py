@@ -374,6 +374,8 @@ def held(output: str) -> Iterator[OutputLock]:
         storage.delete_leftovers(output)
         yield lock
     except OSError as error:
+        with contextlib.suppress(OSError):
+            lock.require()  # another run, that took over, may be why
         raise JobError(f"{storage.first_line(error)}; mend the cause and add --resume") from error
     finally:
         try:

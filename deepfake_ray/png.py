@@ -65,8 +65,8 @@ def walk(data: bytes) -> PngFile:
             has_pixels = has_pixels or kind == b"IDAT"
             if kind == b"IEND":
                 break
-        elif kind == b"tRNS" and header is not None and not transparency:
-            if _fits(header, length):
+        elif kind == b"tRNS" and header is not None and not (transparency or has_pixels):
+            if _fits(header, length, has_palette=any(bytes(part[4:8]) == b"PLTE" for part in needed)):
                 transparency = bytes(content)
                 needed.append(view[position:end])
         elif kind == b"eXIf" and not exif:
@@ -95,11 +95,11 @@ def walk(data: bytes) -> PngFile:
     )
 
 
-def _fits(header: bytes, length: int) -> bool:
-    """Whether a tRNS chunk has the length that the colour type asks for."""
+def _fits(header: bytes, length: int, *, has_palette: bool) -> bool:
+    """Whether a tRNS chunk has the length that the colour type asks for, and stands behind the palette."""
     if len(header) < 13:
         return False
-    return {GREY: length == 2, RGB: length == 6, PALETTE: 1 <= length <= 256}.get(header[9], False)
+    return {GREY: length == 2, RGB: length == 6, PALETTE: has_palette and 1 <= length <= 256}.get(header[9], False)
 
 
 def _profile(kind: bytes, content: bytes) -> bytes:

@@ -9,8 +9,6 @@ from deepfake_ray.error_watch import by_code
 from deepfake_ray.errors import OF_THE_STORAGE, UserError
 from deepfake_ray.output_lock import held
 from deepfake_ray.progress import say
-from deepfake_ray.schema import AUTO, INT8
-from deepfake_ray.scores import require_same_precision
 
 RUN, CONFIG, DEGRADED = "run.json", "config.json", "degraded"
 _OF_EACH_SOURCE = frozenset({"data", "labels", "group_regex", "split_by", "limit"})
@@ -31,6 +29,8 @@ def scores_are_done(config: ScoreConfig | EvaluateConfig, output: str) -> bool:
         return False
     run = storage.read_json(storage.join(output, RUN))
     require_same_scores(config, run)
+    if run.get("status") != "finished":  # a run that was held up, and lost the output meanwhile, wrote it last
+        return False
     missing = _not_given(run)
     degraded = storage.join(output, DEGRADED, RUN)
     if storage.exists(degraded):
@@ -65,14 +65,23 @@ def require_same_scores(config: ScoreConfig | EvaluateConfig, run: Mapping[str, 
     Raises:
         UserError: names the first setting that differs, or the models.
     """
-    if config.model:
-        model = bundle.load_spec(config.model)
-        # The place may be another: that of a copy.
-        if not model.made(run["model_id"]):
-            raise UserError(
-                f"--resume goes on with the same run: model was {run['config'].get('model')} ({run['model_id']}) and "
-                f"is now {config.model} ({model.model_id}); set it back, or write to a new output."
-            )
+    model = bundle.load_spec(config.model) if config.model else None
+    # The place may be another: that of a copy.
+    if model is not None and not model.made(run["model_id"]):
+        raise UserError(
+            f"--resume goes on with the same run: model was {run['config'].get('model')} ({run['model_id']}) and "
+            f"is now {config.model} ({model.model_id}); set it back, or write to a new output."
+        )
+    if "predictions_of" not in run:
+        free = FREE_TO_CHANGE | {"model"}
+        if config.precision in ("auto", run.get("precision")):  # what auto comes to is compared where it is known
+            free |= {"precision"}
+        _require_same(config, run["config"], config.to_json(), free)
+    elif "evaluation" in run:
+        _require_same(config, run["evaluation"], config.to_json(), FREE_TO_CHANGE | {"model"})
+    else:  # of a version that kept no more of it
+        require_same_run({"predictions": run["predictions_of"]}, {"predictions": getattr(config, "predictions", None)})
+    if model is not None:
         asked_logit = model.threshold(config.threshold).logit
         if asked_logit != run.get("threshold_logit", asked_logit):
             raise UserError(
@@ -80,17 +89,6 @@ def require_same_scores(config: ScoreConfig | EvaluateConfig, run: Mapping[str, 
                 f"{run['threshold_logit']:g} and is now at {asked_logit:g}; give the model as it was, or write to a "
                 "new output."
             )
-    if "predictions_of" not in run:
-        free = FREE_TO_CHANGE | {"model"}
-        if noted := run.get("precision"):  # as it was resolved, which may have been asked for by auto or by name
-            free |= {"precision"}
-            if config.precision not in (AUTO, noted) and noted != INT8:
-                require_same_precision("--resume goes on with the same run", noted, config.precision)
-        _require_same(config, run["config"], config.to_json(), free)
-    elif "evaluation" in run:
-        _require_same(config, run["evaluation"], config.to_json(), FREE_TO_CHANGE | {"model"})
-    else:  # of a version that kept no more of it
-        require_same_run({"predictions": run["predictions_of"]}, {"predictions": getattr(config, "predictions", None)})
 
 
 def _require_same(config: JobConfig, before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str]) -> None:

@@ -65,7 +65,10 @@ def _score(config: ScoreConfig, output: str, lock: OutputLock) -> dict[str, Any]
         storage.mark_unfinished(output)
     pick = Pick(config.include, config.exclude)
     summary = score_manifest(
-        config, config.images, lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit), lock
+        config,
+        config.images,
+        lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit, shared_storage=config.shared_storage),
+        lock,
     )
     lock.mark_finished()
     show(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
@@ -200,16 +203,19 @@ def _begin(
     output = storage.absolute(config.output)
     say("listing the images ...")
     listed = _list(pages, storage.join(output, MANIFEST))
+    if listed.num_repeated_uris:
+        say(f"{listed.num_repeated_uris:,} URIs were named again: each image is scored once")
     batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation, variants)
     run = {
         "run_id": uuid.uuid4().hex[:16],
         "status": "running",
         "model_id": model.model_id_in(computes_in),
-        "precision": computes_in,
         "threshold_logit": model.threshold(config.threshold).logit,
+        "precision": computes_in,
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,
+        "num_repeated_uris": listed.num_repeated_uris,
         "batch_size": batch_size,
         "rows_per_chunk": rows_per_chunk,
         "config": config.to_json(),
@@ -222,8 +228,9 @@ def _begin(
 
 
 def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec, computes_in: str) -> None:
-    number = known.build(config.skip_known or "", model, computes_in, _known_file(config), num_crops=config.crops)
-    say(f"{number:,} images of {config.skip_known} have a score of this model")
+    earlier = config.skip_known or ""
+    number = known.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
+    say(f"{number:,} images of {earlier} have a score of this model")
 
 
 def _known_file(config: ScoreConfig | EvaluateConfig) -> str:

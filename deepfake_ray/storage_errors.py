@@ -71,9 +71,12 @@ def _structure(error: Exception) -> str:
 
 def said(error: BaseException) -> str:
     """The store's own words, short enough for a message of ours, and what to do where that is known."""
-    text = str(error)
-    found = re.search(r"<Code>(\w+)</Code>(?:\s*<Message>([^<]+)</Message>)?", text)
-    words = ": ".join(part for part in found.groups() if part) if found else first_line(error)
+    found = re.search(r"<Code>(\w+)</Code>(?:\s*<Message>([^<]+)</Message>)?", str(error))
+    parts = list(found.groups()) if found else []
+    response = getattr(error, "response", None)  # botocore's ClientError
+    if isinstance(response, dict):
+        parts = [response.get("Error", {}).get(name) for name in ("Code", "Message")]
+    words = ": ".join(part for part in parts if part) or first_line(error)
     return f"{words[:300]}{_region_hint(error)}"
 
 

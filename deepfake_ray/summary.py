@@ -44,10 +44,14 @@ def span(interval: Sequence[float] | None, digits: int = 4) -> str:
     return f" ({interval[0]:.{digits}f} to {interval[1]:.{digits}f})" if interval else ""
 
 
-def percent(value: float, interval: Sequence[float] | None = None) -> str:
-    """`12.3 % (10.1 to 14.8 %)`."""
-    of = f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f} %)" if interval else ""
-    return f"{100 * value:.1f} %{of}"
+def percent(value: float) -> str:
+    """`12.3 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def percent_brackets(interval: Sequence[float] | None) -> str:
+    """` (10.1 to 14.8 %)`, or nothing."""
+    return f" ({100 * interval[0]:.1f} to {100 * interval[1]:.1f} %)" if interval else ""
 
 
 # --- the result
@@ -170,7 +174,7 @@ def _of_promises(result: Mapping[str, Any]) -> Iterator[str]:
             continue
         low, high = 1 - interval[1], 1 - interval[0]
         if low > at["max_fpr"]:
-            rate = percent(1 - at["specificity"], (low, high))
+            rate = percent(1 - at["specificity"]) + percent_brackets((low, high))
             few = ""
             if not at["is_promised"]:
                 few = f" It was chosen on {at['num_real']} real validation images; {MIN_REALS[name]} are needed."

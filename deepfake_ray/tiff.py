@@ -4,6 +4,7 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.pixels import Pixels
@@ -45,8 +46,8 @@ class Directory:
         return (*self.values(tag), default)[0]
 
 
-def directory(data: bytes) -> Directory:
-    """The first directory.
+def directory(data: bytes, *, may_be_cut: bool = False) -> Directory:
+    """The first directory; of one that `may_be_cut`, the entries that are there.
 
     Raises:
         ImageError: truncated or decode_failed.
@@ -61,6 +62,8 @@ def directory(data: bytes) -> Directory:
         (start,) = struct.unpack_from(order + head, data, 8 if is_big else 4)
         (number,) = struct.unpack_from(order + count_code, data, start)
         first = start + struct.calcsize("=" + count_code)
+        if may_be_cut:
+            number = max(0, min(number, (len(data) - first) // size))
         if first + number * size > len(data):
             raise ImageError(ErrorCode.TRUNCATED, "the TIFF directory ends behind the file")
         entries = {}
@@ -80,7 +83,7 @@ def orientation_of(block: bytes) -> int:
     """The orientation 1..8 in an EXIF block (a TIFF file without a picture); 1, upright, also where it is damaged."""
     block = block.removeprefix(b"Exif\x00\x00")
     try:
-        found = directory(block).value(ORIENTATION, 1)
+        found = directory(block, may_be_cut=True).value(ORIENTATION, 1)
     except ImageError:
         return 1
     return found if 1 <= found <= 8 else 1
@@ -147,20 +150,25 @@ def _check_extents(file: TiffFile, size: int) -> None:
     is_tiled = TILE_OFFSETS in found.entries
     offsets = np.array(found.values(TILE_OFFSETS if is_tiled else STRIP_OFFSETS), np.uint64)
     lengths = np.array(found.values(TILE_BYTES if is_tiled else STRIP_BYTES), np.uint64)
-    if not offsets.size:
-        raise ImageError(ErrorCode.DECODE_FAILED, "a TIFF file without strips or tiles")
-    needed = _row_bytes(file) * file.height * (file.samples if file.is_planar else 1)
-    if not lengths.any() and offsets.size == 1:
-        lengths = np.array([needed if file.compression == 1 else 1], np.uint64)
-    if len(lengths) != len(offsets):
-        raise ImageError(ErrorCode.DECODE_FAILED, f"{len(offsets)} TIFF strips have {len(lengths)} lengths")
+    if not offsets.size or (offsets < 8).any():
+        raise ImageError(ErrorCode.DECODE_FAILED, "a TIFF file without strips or tiles behind its header")
     if file.compression == 1 and not is_tiled:
-        if len(offsets) == 1:  # its length may be nonsense: what counts is that the picture is there
-            lengths = np.array([needed], np.uint64)
-        if int(lengths.sum()) < needed:
-            raise ImageError(ErrorCode.TRUNCATED, f"the TIFF strips hold {int(lengths.sum())} of {needed} bytes")
+        rows = _rows_of_strips(file)
+        if len(rows) != len(offsets):
+            raise ImageError(ErrorCode.DECODE_FAILED, f"a TIFF file of {len(offsets)} strips needs {len(rows)}")
+        # What it says of their lengths does not matter, as long as the picture is there.
+        lengths = (rows * _row_bytes(file)).astype(np.uint64)
+    if len(lengths) != len(offsets):
+        raise ImageError(ErrorCode.DECODE_FAILED, f"{len(offsets)} TIFF strips or tiles have {len(lengths)} lengths")
     if (offsets > size).any() or (lengths > size - np.minimum(offsets, size)).any():
         raise ImageError(ErrorCode.TRUNCATED, "a TIFF strip or tile ends behind the file")
+
+
+def _rows_of_strips(file: TiffFile) -> NDArray[np.int64]:
+    """How many rows each strip holds: all the same, but for the last one of a plane."""
+    step = max(1, min(file.directory.value(ROWS_PER_STRIP, file.height), file.height))
+    firsts = np.arange(0, file.height, step)
+    return np.tile(np.minimum(step, file.height - firsts), file.samples if file.is_planar else 1)
 
 
 def _row_bytes(file: TiffFile) -> int:
@@ -213,8 +221,6 @@ def decode(file: TiffFile) -> Pixels:
 
 
 def _strips(file: TiffFile) -> bytes:
-    found = file.directory
-    offsets, lengths = found.values(STRIP_OFFSETS), found.values(STRIP_BYTES)
-    if len(offsets) == 1:
-        return found.data[offsets[0] :]
-    return b"".join(found.data[start : start + length] for start, length in zip(offsets, lengths, strict=True))
+    data, lengths = file.directory.data, (_rows_of_strips(file) * _row_bytes(file)).tolist()
+    offsets = file.directory.values(STRIP_OFFSETS)
+    return b"".join(data[start : start + length] for start, length in zip(offsets, lengths, strict=True))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.train
@@ -20,18 +19,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import (
-    __version__,
-    audit,
-    bundle,
-    fingerprints,
-    manifest,
-    models,
-    precision,
-    schema,
-    storage,
-    weights,
-)
+from deepfake_ray import __version__, bundle, fingerprints, manifest, models, precision, schema, storage, weights
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
@@ -51,6 +39,7 @@ from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
+from deepfake_ray.training_data import AUDIT, as_before, look_at_data, look_at_files, seen_in_training
 from deepfake_ray.tuning import save_tuned
 from deepfake_ray.watching import Watcher
 
@@ -88,24 +77,26 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     if config.image_size is not None:
         models.check_image_size(config.arch, config.image_size)
     images = labelled(config)
-    findings = _look_at_data(images)
+    findings = look_at_data(images)
     placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
     check_places([config.data], output, shared_storage=config.shared_storage)
     settings = _resolve(config, images, placement)
     if resuming:
+        images, findings = as_before(images, storage.read_json(storage.join(output, AUDIT)))
+        settings["manifest_sha256"] = images.sha256
         require_same_settings(config, storage.read_json(settings_uri), settings)
     else:
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
         say(f"reading {len(images.table):,} images for the audit ...")
         facts = image_facts(images.table["uri"], limits)
-        of_files = _look_at_files(images, facts, config)
-        findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
+        images, facts, findings = look_at_files(images, facts, config)
+        settings["manifest_sha256"] = images.sha256
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
         storage.delete_directory(storage.join(output, "manifest"))  # of a run that was killed in writing it
         manifest.write(images, storage.join(output, "manifest"))
-        storage.write_json(storage.join(output, "audit.json"), findings)
-        fingerprints.save(storage.join(output, "model"), _seen_in_training(images.table, facts))
+        storage.write_json(storage.join(output, AUDIT), findings)
+        fingerprints.save(storage.join(output, "model"), seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
         storage.write_json(settings_uri, settings | asked(config))
     say(
@@ -194,56 +185,6 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
 def default_global_batch_size(image_size: int, num_workers: int) -> int:
     """128 images a step up to 64 px, else 32; two a worker at least."""
     return max(128 if image_size <= 64 else 32, 2 * num_workers)
-
-
-def _look_at_data(images: manifest.Manifest) -> dict[str, Any]:
-    findings = audit.of_manifest(images.table)
-    counts = findings["num_images"]
-    for needed in (schema.TRAIN, schema.VALIDATION):
-        if needed not in counts:
-            raise UserError(
-                f"Training needs a {needed} split: the data has {', '.join(counts)}; rename a folder, or give images "
-                "without split folders and let --split-by auto make them."
-            )
-        if not all(counts[needed].values()):
-            raise UserError(
-                f"Training needs images of both classes in {needed}: it has {counts[needed]['real']} real and "
-                f"{counts[needed]['fake']} fake; add the other class, or give images without split folders."
-            )
-    parts = [f"{name} {by['real']:,} real + {by['fake']:,} fake" for name, by in counts.items()]
-    say(f"images: {'; '.join(parts)}")
-    if images.other_files:
-        say(f"{len(images.other_files):,} other files are no images and are left out, such as {images.other_files[0]}")
-    return findings
-
-
-def _look_at_files(images: manifest.Manifest, facts: pa.Table, config: TrainConfig) -> dict[str, Any]:
-    """The part of the audit that is about what is in the files."""
-    found = audit.duplicates(images.table, facts)
-    auc = audit.zero_pixel_auc(images.table, facts, config.seed)
-    leaks = (
-        f"{found['num_across_splits']:,} images are in two splits and {found['num_across_classes']:,} in two classes"
-    )
-    warnings = []
-    if found["examples"]:
-        if not config.allow_leaks:
-            raise UserError(
-                f"An image must not be in two splits or two classes: {leaks}, with the same bytes, such as "
-                f"{' and '.join(found['examples'][0][:2])}; remove them, or add --allow-leaks."
-            )
-        warnings.append(f"{leaks}: figures on them flatter the model")
-    if auc is not None and auc > audit.SHORTCUT_AUC and not config.reencode:
-        warnings.append(
-            f"the files alone (bytes, size, format, JPEG quality), without a pixel, tell the classes apart with an AUC "
-            f"of {auc:.3f}: the model may learn that instead of the pictures; --reencode sends both through one JPEG"
-        )
-    return {"duplicates": found, "zero_pixel_auc": auc, "warnings": warnings}
-
-
-def _seen_in_training(rows: pa.Table, facts: pa.Table) -> pa.Table:
-    """`fingerprints.SCHEMA` of the rows that the model is trained and tuned on."""
-    seen = pa.table([rows["uri"], rows["split"], facts["sha256"], facts["phash"]], schema=fingerprints.SCHEMA)
-    return seen.filter(pc.is_in(seen["split"], pa.array([schema.TRAIN, schema.VALIDATION])))
 
 
 def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:

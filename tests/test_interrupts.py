@@ -235,3 +235,9 @@ def test_ctrl_c_in_a_terminal_while_it_trains_and_resume_ends_as_if_undisturbed(
     assert "done in" in done.stdout
     before, after = (json.loads((place / "model" / "model.json").read_text()) for place in (trained, output))
     assert before["sha256"] == after["sha256"]
+
+
+@pytest.mark.ray
+def test_a_training_leaves_ctrl_c_as_it_was(trained):
+    """Ray Train's own handler stays, and swallows the next ones."""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -107,7 +107,7 @@ def test_the_run_has_several_parts(whole):
 
 
 @pytest.mark.parametrize("begin", ["a new run", "gaps"])
-@pytest.mark.parametrize("action", ["kill", "full", "denied"])
+@pytest.mark.parametrize("action", ["kill", "fail"])
 def test_interrupted_anywhere_and_resumed_it_is_as_if_nothing_had_happened(
     program, config, whole, gaps, tmp_path, action, begin
 ):
@@ -125,7 +125,7 @@ def test_interrupted_anywhere_and_resumed_it_is_as_if_nothing_had_happened(
         elif code != EXIT["ok"]:  # nothing depended on it
             assert code in (EXIT["JobError"], EXIT["UserError"]), said
             (line,) = [line for line in said.splitlines() if line.startswith(("failed:", "error:"))]
-            assert {"full": "No space left on device", "denied": "Permission denied"}[action] in line
+            assert "No space left on device" in line or "Permission denied" in line
         if output.exists():
             require_sound(output, gaps if begin == "gaps" and _has_gaps(output) else whole)
         code, said = program({**asked, "resume": True})
@@ -148,14 +148,16 @@ def test_a_second_run_that_comes_at_any_time(program, config, whole, tmp_path, a
         output = tmp_path / str(at)
         code, said = program({**config, "output": str(output)}, at, action)
         assert "Traceback" not in said
-        codes.add(code)
         if code == EXIT["not reached"]:
             break
-        if action == "second run":
-            assert code == EXIT["ok"], said
-        else:
-            assert code in (EXIT["ok"], EXIT["JobError"], EXIT["UserError"]), said
-        require_right(output, whole)
+        codes.add(code)
         assert (output / "_SUCCESS").exists()
+        if code == EXIT["JobError"]:
+            assert "is no longer this run's" in said
+            assert rows(output).drop(CHANGING) == rows(whole).drop(CHANGING)
+            # Held up between its look at the lock and its writing, the first leaves a run.json that is not the last.
+            assert program({**config, "output": str(output), "resume": True})[0] == EXIT["ok"]
+        require_right(output, whole)
     assert at > 20
-    assert EXIT["JobError"] in codes or action == "second run"
+    # Before the first has the lock, the second is through, and the first finds its output in use.
+    assert codes == {EXIT["ok"], EXIT["UserError"]} | ({EXIT["JobError"]} if action == "taken over" else set())
