@@ -26,10 +26,11 @@ def make_bundle(place, arch, image_size):
 
     from deepfake_ray import bundle, models
     from deepfake_ray.preparation import DECODE_MARGIN, Preparation
+    from deepfake_ray.scores import threshold_at
 
     torch.manual_seed(0)
     arrays = {key: value.numpy() for key, value in models.build(arch).state_dict().items()}
-    thresholds = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
+    thresholds = {"balanced": threshold_at(0.5, 1.0)}
     preparation = Preparation(image_size=image_size, decode_margin=DECODE_MARGIN)  # as training writes it
     spec = bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds=thresholds)
     bundle.save(place, spec, arrays)

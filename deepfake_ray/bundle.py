@@ -11,27 +11,27 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from deepfake_ray import storage
 from deepfake_ray.errors import UserError
 from deepfake_ray.preparation import STRETCH, Preparation
-from deepfake_ray.schema import CLASSES
+from deepfake_ray.schema import CLASSES, PRECISIONS
+from deepfake_ray.scores import Threshold, threshold_at
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, FORMAT_VERSION)
+"""Format 1 had plain numbers on p_fake as thresholds, and no precision."""
 WEIGHTS = "model.safetensors"
 SPEC = "model.json"
 CARD = "MODEL_CARD.md"
+EVALUATIONS = "evaluations"
+"""A directory: a JSON file for each data set and split that the model was evaluated on."""
 
 Arrays = dict[str, NDArray[Any]]
 Scales = dict[str, tuple[float, int]]
-"""Activation -> scale, zero point: value = scale * (integer - zero point), integers 0 to 255."""
-
-
-def p_fake_of(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
-    """sigmoid(logit / temperature), without overflow; NaN for NaN."""
-    with np.errstate(invalid="ignore"):
-        return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64) / temperature))
+"""Activation, by the path of its module -> scale, zero point: value = scale * (integer - zero point), integers 0 to
+255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,13 @@ class Spec:
     preparation: Preparation
     temperature: float
     """p_fake = sigmoid(logit / temperature)."""
-    thresholds: dict[str, float]
-    """On p_fake: default, balanced, fpr_1, fpr_5; chosen on the validation split."""
+    thresholds: dict[str, Threshold]
+    """default, balanced, fpr_1, fpr_5; chosen on the validation split."""
+    precision: str = ""
+    """In which the logits were computed that temperature and thresholds were chosen on: one of `PRECISIONS`; empty,
+    where the bundle is of format 1, which did not note it."""
+    prior: dict[str, float] = field(default_factory=dict)
+    """Class -> its share among the images that p_fake is for; empty, where the bundle does not say."""
     scales: Scales = field(default_factory=dict)
     """Of the activations, where the network computes in 8-bit integers (see `quantization`); empty: it does not."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -55,7 +60,15 @@ class Spec:
 
     @property
     def model_id(self) -> str:
-        """16 hex digits that change with anything that can change a score."""
+        """16 hex digits that change with anything that can change a score; scores in the bundle's own precision."""
+        return self.model_id_in(self.precision)
+
+    def model_id_in(self, precision: str) -> str:
+        """The `model_id` of scores that were computed in a precision, which may be another than the bundle's own.
+
+        Args:
+            precision: one of `PRECISIONS`; empty, as before format 2, where it was not noted.
+        """
         identity = {
             "sha256": self.sha256,
             "arch": self.arch,
@@ -63,15 +76,30 @@ class Spec:
             "preparation": self.preparation.to_json(),
             "temperature": self.temperature,
             **({"scales": self.scales} if self.scales else {}),
+            **({"precision": precision} if precision else {}),
         }
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def threshold(self, name_or_number: str) -> float:
-        """The threshold on p_fake of that name, or the number itself."""
+    def made(self, model_id: str) -> bool:
+        """Whether scores with this `model_id` are by this model, in whichever precision."""
+        return model_id in {self.model_id_in(precision) for precision in ("", *PRECISIONS)}
+
+    def threshold(self, name_or_number: str) -> Threshold:
+        """The threshold of that name, or at that p_fake.
+
+        Raises:
+            UserError: it is neither.
+        """
         if name_or_number in self.thresholds:
             return self.thresholds[name_or_number]
-        return float(name_or_number)
+        try:
+            return threshold_at(float(name_or_number), self.temperature)
+        except ValueError as error:
+            raise UserError(
+                f"threshold must be one of {', '.join(self.thresholds)} or a number in [0, 1]: got {name_or_number!r}; "
+                "try 0.5."
+            ) from error
 
 
 def save(uri: str, spec: Spec, arrays: Arrays) -> Spec:
@@ -112,18 +140,21 @@ def load_spec(uri: str) -> Spec:
     except OSError as error:
         raise UserError(f"model must be readable: {place}: {error}; check path and credentials.") from error
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in READABLE_VERSIONS:
         raise UserError(
-            f"model must be a bundle of format {FORMAT_VERSION}: {uri} has format {version}; use the version of "
-            "deepfake_ray that wrote it."
+            f"model must be a bundle of format {' or '.join(map(str, READABLE_VERSIONS))}: {uri} has format {version}; "
+            "use the version of deepfake_ray that wrote it."
         )
     claimed = content.pop("model_id", None)
     try:
         content["preparation"] = Preparation.from_json(content["preparation"])
         content["classes"] = tuple(content["classes"])
         content["scales"] = {name: (float(s), int(z)) for name, (s, z) in content.get("scales", {}).items()}
-        spec = Spec(**content)
-    except (KeyError, TypeError, ValueError) as error:
+        content["thresholds"] = {
+            name: Threshold.from_json(value, content["temperature"]) for name, value in content["thresholds"].items()
+        }
+        spec = Spec(**{**content, "format_version": FORMAT_VERSION})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"model must be a whole bundle: {place} is not ({error}); train again.") from error
     if spec.classes != CLASSES:
         raise UserError(f"model must tell {CLASSES}: {uri} has the classes {spec.classes}; train again.")
@@ -154,35 +185,73 @@ def _prepared(preparation: Preparation) -> str:
     return f"resized to {square}" if preparation.resize == STRETCH else f"a square of {square} cut out of it"
 
 
-EVALUATIONS, LIMITS = "## Evaluated on", "## Limits"
-_EVALUATION_COLUMNS = (
-    "| data | split | images | ROC AUC (95 %) | balanced accuracy (95 %) | threshold |\n|---|---|---|---|---|---|"
-)
+def add_evaluation(uri: str, result: Mapping[str, Any]) -> bool:
+    """Keep the figures of an evaluation (metrics.json) in the bundle, in place of an older one of the same data and
+    split, and write the model card anew; returns whether the card was written, which it is not if somebody else did.
 
-
-def add_to_card(uri: str, result: Mapping[str, Any]) -> None:
-    """Bring the model card up to date with an evaluation (metrics.json); a newer one of the same data takes its place.
+    Each has a file of its own, so that two evaluations at once lose nothing of each other.
 
     Raises:
-        OSError: the card cannot be read or written.
+        OSError: the bundle cannot be written to.
     """
-    place = storage.join(storage.absolute(uri), CARD)
-    card = storage.read_bytes(place).decode()
-    head, found, rest = card.partition(f"{EVALUATIONS}\n")
-    if not found:  # a card of an earlier version, or one that was rewritten by hand
-        head, limits, rest = card.partition(f"{LIMITS}\n")
-        rest = limits + rest
-    section, limits, rest = rest.partition(f"{LIMITS}\n")
+    uri = storage.absolute(uri)
     at = result["thresholds"][result["verdict_threshold"]]
-    same = f"| {result['data']} | {result['split']} |"
-    rows = [line for line in section.splitlines() if line.startswith("| ") and not line.startswith(("| data", same))]
-    rows.append(
-        f"{same} {result['num_scored']:,} | {_with_interval(result['roc_auc'], result['intervals']['roc_auc'])} | "
-        f"{_with_interval(at['balanced_accuracy'], at['intervals']['balanced_accuracy'])} | "
-        f"{result['verdict_threshold']} ({at['threshold']:.4f}) |"
+    kept = {
+        **{name: result[name] for name in ("data", "split", "num_scored", "roc_auc")},
+        "roc_auc_interval": result["intervals"]["roc_auc"],
+        "balanced_accuracy": at["balanced_accuracy"],
+        "balanced_accuracy_interval": at["intervals"]["balanced_accuracy"],
+        "threshold_name": result["verdict_threshold"],
+        "threshold": at["threshold"],
+        "model_id": result["model_id"],
+    }
+    of = hashlib.sha256(json.dumps([kept["data"], kept["split"]]).encode()).hexdigest()[:16]
+    card = storage.join(uri, CARD)
+    ours = _is_ours(storage.read_bytes(card)) if storage.exists(card) else True
+    storage.write_json(storage.join(uri, EVALUATIONS, f"{of}.json"), kept)
+    if ours:
+        storage.write_bytes(card, _card(load_spec(uri), _evaluations(uri)).encode())
+    return ours
+
+
+def _evaluations(uri: str) -> list[dict[str, Any]]:
+    folder = storage.join(uri, EVALUATIONS)
+    return [storage.read_json(storage.join(folder, name)) for name in sorted(storage.list_names(folder))]
+
+
+_SIGNED = "<!-- written by deepfake_ray, "
+
+
+def _signed(text: str) -> str:
+    """With a last line that says that the rest is as it was written."""
+    return f"{text}\n{_SIGNED}{hashlib.sha256(text.encode()).hexdigest()[:16]} -->\n"
+
+
+def _is_ours(card: bytes) -> bool:
+    """Whether a card is as it was written here: nobody's words are overwritten."""
+    text, found, _ = card.decode(errors="replace").rpartition(f"\n{_SIGNED}")
+    return bool(found) and _signed(text).encode() == card
+
+
+def _table_of(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    if not evaluations:
+        return "None yet."
+    rows = [
+        f"| {_cell(one['data'])} | {one['split']} | {one['num_scored']:,} | "
+        f"{_with_interval(one['roc_auc'], one['roc_auc_interval'])} | "
+        f"{_with_interval(one['balanced_accuracy'], one['balanced_accuracy_interval'])} | "
+        f"{one['threshold_name']} ({one['threshold']:.4g}) |"
+        for one in sorted(evaluations, key=lambda one: (one["data"], one["split"]))
+    ]
+    head = (
+        "| data | split | images | ROC AUC (95 %) | balanced accuracy (95 %) | threshold |\n|---|---|---|---|---|---|"
     )
-    table = "\n".join([_EVALUATION_COLUMNS, *rows])
-    storage.write_bytes(place, f"{head}{EVALUATIONS}\n{table}\n\n{limits}{rest}".encode())
+    return "\n".join([head, *rows])
+
+
+def _cell(text: str) -> str:
+    """In a row of a Markdown table."""
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _with_interval(value: float | None, interval: Sequence[float] | None) -> str:
@@ -191,15 +260,33 @@ def _with_interval(value: float | None, interval: Sequence[float] | None) -> str
     return f"{value:.4f}" + (f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else "")
 
 
-def _card(spec: Spec) -> str:
+def _count(number: int | None) -> str:
+    return "–" if number is None else f"{number:,}"
+
+
+def _meaning(spec: Spec) -> str:
+    """For which images p_fake is the probability that it says it is."""
+    if not spec.prior:
+        return "It does not say how many reals and fakes `p_fake` is for: the validation split's shares."
+    real, fake = spec.prior["real"], spec.prior["fake"]
+    return (
+        f"`p_fake` is for images of which {real:.4g} are real and {fake:.4g} fake. Where a share q is fake, the "
+        f"probability is sigmoid(logit / {spec.temperature:.4f} + log(q / (1 - q)) - ({np.log(fake / real):.4f}))."
+    )
+
+
+def _card(spec: Spec, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
     validation = spec.provenance.get("validation", {})
     data = spec.provenance.get("data", {})
     figures = "\n".join(f"| {key} | {value:.4f} |" for key, value in validation.items())
-    thresholds = "\n".join(f"| {key} | {value:.6f} |" for key, value in spec.thresholds.items())
-    return f"""# {spec.arch}: real or fake
+    thresholds = "\n".join(
+        f"| {name} | {at.p_fake:.6g} | {at.logit:.6g} | {_count(at.num_real)} | {_count(at.num_fake)} |"
+        for name, at in spec.thresholds.items()
+    )
+    text = f"""# {spec.arch}: real or fake
 
 A deepfake_ray bundle, model `{spec.model_id}`. It takes an RGB image, {_prepared(spec.preparation)}, and gives
-`p_fake`, the probability that the image is fake.
+`p_fake`, the probability that the image is fake. {_meaning(spec)}
 
 ## Trained on
 {data.get("place", "unknown")} (manifest {str(data.get("manifest_sha256", "unknown"))[:16]}): \
@@ -213,15 +300,16 @@ A deepfake_ray bundle, model `{spec.model_id}`. It takes an RGB image, {_prepare
 The best epoch, the temperature ({spec.temperature:.4f}) and the thresholds below were chosen on this split, so its
 figures flatter the model. Use `jobs/evaluate.py` on images that played no part in training.
 
-| threshold on p_fake | value |
-|---|---|
+| threshold | p_fake | logit | reals behind it | fakes |
+|---|---|---|---|---|
 {thresholds}
 
-{EVALUATIONS}
-None yet.
+## Evaluated on
+{_table_of(evaluations)}
 
-{LIMITS}
+## Limits
 It knows the generators and the cameras of its training data. On images from other generators, or re-saved by other
 software, expect it to be worse, possibly no better than chance: measure before you rely on it. A score is evidence,
 not proof.
 """
+    return _signed(text)

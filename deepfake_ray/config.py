@@ -2,7 +2,8 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 from deepfake_ray.errors import UserError
@@ -44,9 +45,13 @@ class JobConfig:
     shared_storage: bool = False
     """On a cluster of several nodes: local paths are a file system that all nodes share."""
     resume: bool = False
-    """Go on with an unfinished output of the same images and settings; a finished one is left as it is."""
+    """Go on with an unfinished output of the same images and settings. A finished one of the same is left as it is,
+    but for images that the storage failed to give, which are tried again."""
     verbose: bool = False
     """Show Ray's own log lines too."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output, and nothing else there; of a job that fails,
+    {"error": ..., "exit_code": ...}."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "max_image_bytes", "max_image_pixels"):
@@ -58,6 +63,13 @@ class JobConfig:
         """The resolved configuration, ready for `json.dump`."""
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))  # tuples become lists, as in a file
         return found
+
+    @classmethod
+    def completed(cls, before: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that an older version wrote, with the defaults of those that it did not know."""
+        known = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+        defaults: dict[str, Any] = json.loads(json.dumps(known))
+        return {**defaults, **before}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +319,9 @@ class QuickstartConfig:
     """Seed of the sample and of the training."""
     verbose: bool = False
     """Show Ray's own log lines too."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output, and nothing else there; of a job that fails,
+    {"error": ..., "exit_code": ...}."""
 
 
 def _require_share(name: str, value: float) -> None:
@@ -315,14 +330,14 @@ def _require_share(name: str, value: float) -> None:
 
 FREE_TO_CHANGE = frozenset(
     {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
-    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps"}
+    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps", "mlflow_uri", "json"}
     | {"allow_leaks"}  # leaks says it
 )
 """What a resumed run may be told otherwise: it changes no result."""
 
 
-def require_same_run(before: dict[str, Any], now: dict[str, Any], free: frozenset[str] = FREE_TO_CHANGE) -> None:
-    """Compare the settings of an unfinished run with those that it is to go on with.
+def require_same_run(before: Mapping[str, Any], now: Mapping[str, Any], free: frozenset[str] = FREE_TO_CHANGE) -> None:
+    """Compare the settings of an earlier run with those that it is to go on with.
 
     Raises:
         UserError: names the first setting that differs.

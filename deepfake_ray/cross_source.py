@@ -11,12 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema, storage, summaries
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import evaluate
 from deepfake_ray.labels import labelled
-from deepfake_ray.progress import say
+from deepfake_ray.output_lock import OutputLock, held
+from deepfake_ray.progress import say, show
+from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_request
 from deepfake_ray.training import train
 from deepfake_ray.training_data import leak_free
 
@@ -24,20 +26,17 @@ MATRIX = "leave_one_source_out.csv"
 NOTHING = "(nothing)"
 
 
-def train_or_cross(config: TrainConfig) -> None:
-    """What jobs/train.py does.
+def train_or_cross(config: TrainConfig) -> dict[str, Any]:
+    """What jobs/train.py does; returns its summary.
 
     Raises:
         UserError: see the messages.
         JobError: training or scoring failed.
     """
     output = storage.absolute(config.output)
-    if not config.leave_one_source_out:
-        train(config)
-    elif config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
-    else:
-        leave_one_source_out(config)
+    if config.leave_one_source_out:
+        return {"output": output, "leave_one_source_out": leave_one_source_out(config)}
+    return summaries.of_bundle(train(config), output)
 
 
 def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
@@ -50,8 +49,18 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
         UserError: fewer than two sources of fakes, or no test split.
     """
     output = storage.absolute(config.output)
+    if is_done(config, output, "a matrix of sources"):
+        return _cells(storage.join(output, MATRIX))
+    with held(output) as lock:
+        return _leave_one_source_out(config, output, lock)
+
+
+def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) -> list[dict[str, Any]]:
+    settings_uri = storage.join(output, CONFIG)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
+    elif storage.exists(settings_uri):
+        require_same_request(config, storage.read_json(settings_uri))
     images = leak_free(labelled(config), config, output).table
     fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
     sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
@@ -62,15 +71,25 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
         )
     if schema.TEST not in images["split"].to_pylist():
         raise UserError(f"leave-one-source-out needs a test split: {config.data} has none; add one.")
+    storage.write_json(settings_uri, asked(config))
     cells = [cell for left_out in (None, *sources) for cell in _without(left_out, images, config, output)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(cells[0]))
     writer.writeheader()
     writer.writerows(cells)
     storage.write_bytes(storage.join(output, MATRIX), text.getvalue().encode())
-    storage.mark_finished(output)
-    say(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
+    lock.mark_finished()
+    show(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
     return cells
+
+
+def _cells(place: str) -> list[dict[str, Any]]:
+    """Of a written matrix."""
+    numbers = {"roc_auc": float, "recall_fake": float, "num_fake": int}
+    return [
+        {name: numbers.get(name, str)(value) if value else None for name, value in row.items()}
+        for row in csv.DictReader(io.StringIO(storage.read_bytes(place).decode()))
+    ]
 
 
 def _without(left_out: str | None, images: pa.Table, config: TrainConfig, output: str) -> Iterator[dict[str, Any]]:
@@ -82,8 +101,12 @@ def _without(left_out: str | None, images: pa.Table, config: TrainConfig, output
     keep = pc.or_kleene(is_test, pc.fill_null(pc.not_equal(images["source"], left_out or ""), True))
     data = storage.join(output, f"{name}.parquet")
     columns = ["uri", "label", "split", "source", "group"]
-    with storage.new_file(data) as path:
-        pq.write_table(images.filter(keep).select(columns), path)
+    rows = images.filter(keep).select(columns)
+    if storage.exists(data):
+        _require_the_same_images(rows, data, config)
+    else:
+        with storage.new_file(data) as path:
+            pq.write_table(rows, path)
     common = {field.name: getattr(config, field.name) for field in fields(JobConfig)} | {"data": data, "limit": None}
     train(
         replace(
@@ -102,6 +125,17 @@ def _without(left_out: str | None, images: pa.Table, config: TrainConfig, output
                 "recall_fake": of["recall_fake"],
                 "num_fake": of["num_fake"],
             }
+
+
+def _require_the_same_images(rows: pa.Table, begun_with: str, config: TrainConfig) -> None:
+    """Or the models of one matrix would be trained and tested on different images."""
+    with storage.open_file(begun_with) as file:
+        before = pq.read_table(file)
+    if not before.equals(rows):
+        raise UserError(
+            f"--resume goes on with the same images: {config.data} had {len(before):,} of them and has {len(rows):,} "
+            "now, or others; put them back, or write to a new output."
+        )
 
 
 def matrix(cells: list[dict[str, Any]], sources: list[str]) -> str:

@@ -34,13 +34,17 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.held_out import held_out
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import draw, labelled, of_split
+from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions
-from deepfake_ray.progress import say
-from deepfake_ray.scoring import RUN, score_manifest
-from deepfake_ray.session import cause_of
+from deepfake_ray.progress import say, show
+from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
+from deepfake_ray.scores import Threshold, threshold_of_rows
+from deepfake_ray.scoring import score_manifest
+from deepfake_ray.session import cause_of, start_ray
+from deepfake_ray.summary import result_text
 
-METRICS, DEGRADED = "metrics.json", "degraded"
+METRICS = "metrics.json"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
 """Of the predictions, what is looked at."""
 
@@ -53,15 +57,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         JobError: no image could be scored.
     """
     output = storage.absolute(config.output)
-    if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
+    if scores_are_done(config, output):
         finished: dict[str, Any] = storage.read_json(storage.join(output, METRICS))
         return finished
+    with held(output) as lock:
+        return _evaluate(config, output, lock)
+
+
+def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str, Any]:
+    if config.resume:
+        storage.mark_unfinished(output)
+        if storage.exists(storage.join(output, RUN)):
+            require_same_scores(config, storage.read_json(storage.join(output, RUN)))
     other = None if config.compare is None else _other_evaluation(config.compare)
     if config.predictions is None:
-        run = score_manifest(config, [config.data], lambda: _labelled_pages(config))
+        # Before Ray is started; a resumed run scores the images that it began with.
+        pages = [] if config.resume and storage.exists(storage.join(output, RUN)) else _labelled_pages(config)
+        run = score_manifest(config, [config.data], lambda: pages, lock)
     else:
         config, run = _join(config, output)
+        start_ray()
     rows = read_predictions(output, COLUMNS)
     scored = rows.filter(pc.equal(rows["status"], schema.OK))
     model = bundle.load_spec(config.model)
@@ -72,6 +87,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "split": config.split or _split_of(rows, config),
         "data": storage.absolute(config.data or config.labels or ""),
         "model": storage.absolute(config.model),
+        "model_id": run["model_id"],  # in the precision of the run, which may be another than the bundle's own
         "num_errors": run["num_errors"],
         "command": shlex.join(["python", *sys.argv]),
     }
@@ -79,16 +95,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     result["audit"] = _audit(scored, config, limits)
     result["warnings"] += result["audit"].pop("warnings")
     if config.degrade:
-        result["degradations"] = _degraded(scored, config, output, threshold)
+        result["degradations"] = _degraded(scored, config, output, threshold, lock)
     if other is not None:
         result["comparison"] = _comparison(scored, threshold, other, config)
     errors = _mistakes(scored, threshold, config.model, limits)
-    _write(result, scored, model, errors, run, output)
+    _write(result, scored, model, threshold, errors, run, output)
     try:
-        bundle.add_to_card(config.model, result)
-    except OSError as error:
+        if not bundle.add_evaluation(config.model, result):
+            say(f"the bundle's {bundle.CARD} was written by others and stays; see its {bundle.EVALUATIONS}/")
+    except (OSError, UserError) as error:
         say(f"the bundle's {bundle.CARD} could not be brought up to date: {storage.first_line(error)}")
-    storage.mark_finished(output)
+    lock.mark_finished()
     _say_result(result, output)
     return result
 
@@ -120,10 +137,11 @@ def _split_of(rows: pa.Table, config: EvaluateConfig) -> str:
 def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str, Any]]:
     """Labelled predictions instead of scoring; returns the configuration with its model, and `run.json`."""
     place = config.predictions or ""
+    asked = config.to_json()
     run = joining.scoring_run(place)
     config = replace(config, model=config.model or run["config"]["model"])
     model = bundle.load_spec(config.model)
-    if model.model_id != run["model_id"]:
+    if not model.made(run["model_id"]):
         raise UserError(
             f"model must be the one that made the predictions: {config.model} is {model.model_id}, they are by "
             f"{run['model_id']}; give --model."
@@ -140,7 +158,12 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
     counts = joining.join(place, labels, output)
     if counts["num_errors"] == counts["num_images"]:
         raise JobError(f"none of the {counts['num_images']:,} labelled images could be scored: see {place}")
-    run |= {"num_errors": counts["num_errors"], "num_images": counts["num_images"], "predictions_of": place}
+    run |= {
+        "num_errors": counts["num_errors"],
+        "num_images": counts["num_images"],
+        "predictions_of": place,
+        "evaluation": asked,
+    }
     run["warnings_of_joining"] = (
         [f"{counts['num_without_prediction']:,} labelled images have no prediction and are in no figure."]
         if counts["num_without_prediction"]
@@ -155,7 +178,7 @@ def _other_evaluation(place: str) -> tuple[dict[str, Any], pa.Table]:
     place = storage.absolute(place)
     try:
         result: dict[str, Any] = storage.read_json(storage.join(place, METRICS))
-        rows = read_predictions(place, ["status", *comparison.COLUMNS])
+        rows = read_predictions(place, ["status", "p_fake", *comparison.COLUMNS])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"compare must be the output of jobs/evaluate.py: {place} is not ({error}).") from error
     return result, rows.filter(pc.equal(rows["status"], schema.OK))
@@ -172,14 +195,17 @@ def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str
     return audit.of_evaluation(scored, trained, facts, config.seed)
 
 
-def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: float) -> list[dict[str, Any]]:
+def _degraded(
+    scored: pa.Table, config: EvaluateConfig, output: str, threshold: Threshold, lock: OutputLock
+) -> list[dict[str, Any]]:
     drawn = robustness.draw(scored, config.degrade, config.seed)
     say(f"the same after {len(DEGRADATIONS)} degradations, on {len(drawn):,} images")
     names = tuple(DEGRADATIONS)
     place = storage.join(output, DEGRADED)
     columns = {name: drawn[name] for name in ("uri", "split", "source", "group")} | {"label": drawn["true_label"]}
     page = manifest.Page(tables.manifest_rows(columns, len(drawn)))
-    score_manifest(replace(config, output=place, skip_known=None), [], lambda: [page], names)
+    _require_the_same_drawn(page, place)
+    score_manifest(replace(config, output=place, skip_known=None), [], lambda: [page], lock, names)
     degraded = read_predictions(place)
     degraded = degraded.filter(pc.equal(degraded["status"], schema.OK))
     # The rows there count the drawn images.
@@ -188,11 +214,25 @@ def _degraded(scored: pa.Table, config: EvaluateConfig, output: str, threshold: 
     return robustness.by_degradation(scored, degraded, threshold, config.seed)
 
 
+def _require_the_same_drawn(page: manifest.Page, place: str) -> None:
+    """Remove the degraded scores of an interrupted run if they are not of the images that are drawn now: some that the
+    storage gives only now change what is drawn from.
+    """
+    begun = storage.join(place, RUN)
+    if storage.exists(begun) and storage.read_json(begun)["manifest_sha256"] != manifest.of_pages([page]).sha256:
+        storage.delete(begun)  # first: without it nothing is taken for whole
+        storage.delete_directory(place)
+
+
 def _comparison(
-    scored: pa.Table, threshold: float, other: tuple[dict[str, Any], pa.Table], config: EvaluateConfig
+    scored: pa.Table, threshold: Threshold, other: tuple[dict[str, Any], pa.Table], config: EvaluateConfig
 ) -> dict[str, Any]:
     result, rows = other
-    theirs = result["thresholds"][result["verdict_threshold"]]["threshold"]
+    at = result["thresholds"][result["verdict_threshold"]]
+    if "threshold_logit" in at:
+        theirs = Threshold(logit=at["threshold_logit"], p_fake=at["threshold"])
+    else:  # of a version that compared p_fake
+        theirs = threshold_of_rows(rows["logit"], rows["p_fake"], at["threshold"])
     ours, others = (table.select(comparison.COLUMNS).to_pandas() for table in (scored, rows))
     try:
         found = comparison.compare(ours, others, (threshold, theirs), config.seed)
@@ -201,7 +241,7 @@ def _comparison(
     return {"with": storage.absolute(config.compare or ""), "model_id": result["model_id"], **found}
 
 
-def _mistakes(scored: pa.Table, threshold: float, model: str, limits: Limits) -> list[mistakes.Mistake]:
+def _mistakes(scored: pa.Table, threshold: Threshold, model: str, limits: Limits) -> list[mistakes.Mistake]:
     """On a worker, because these are pictures to be decoded, and a model to be run."""
     rows = mistakes.worst(scored, threshold)
     if not rows:
@@ -222,14 +262,14 @@ def _write(
     result: dict[str, Any],
     scored: pa.Table,
     model: bundle.Spec,
+    threshold: Threshold,
     errors: list[mistakes.Mistake],
     run: Mapping[str, Any],
     output: str,
 ) -> None:
-    labels, logits, p_fake = measurement.arrays(scored)
-    at = result["thresholds"][result["verdict_threshold"]]["threshold"]
-    report_text = metrics.classification_report(labels, p_fake, at)
-    pictures = figures.of_evaluation(labels, logits, p_fake, result, model.temperature)
+    labels, logits = measurement.arrays(scored)
+    report_text = metrics.classification_report(labels, logits, threshold)
+    pictures = figures.of_evaluation(labels, logits, result, model.temperature)
     storage.write_json(storage.join(output, METRICS), result)
     with storage.new_file(storage.join(output, "metrics.parquet")) as path:
         pq.write_table(measurement.tidy(result), path, compression="zstd")
@@ -241,17 +281,8 @@ def _write(
 
 
 def _say_result(result: dict[str, Any], output: str) -> None:
-    at = result["thresholds"][result["verdict_threshold"]]
-    auc = ""
-    if result["roc_auc"] is not None:
-        low, high = result["intervals"]["roc_auc"]
-        auc = f", ROC AUC {result['roc_auc']:.4f} ({low:.4f} to {high:.4f})"
-    say(
-        f"{result['split']}: accuracy {at['accuracy']:.4f}, balanced accuracy {at['balanced_accuracy']:.4f}, F1 of "
-        f"fake {at['f1_fake']:.4f} at {result['verdict_threshold']} ({at['threshold']:.4f}){auc}, on "
-        f"{result['num_scored']:,} images"
-    )
+    show(result_text(result))
     for warning in result["warnings"]:
         say(f"warning: {warning}")
     names = ("report.html", METRICS, "classification_report.txt", "figures", "predictions", RUN)
-    say("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))
+    show("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))

@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 from deepfake_ray.degradations import BLUR, DEGRADATIONS, JPEG, OTHER
 from deepfake_ray.ranking import ECE_BINS
 from deepfake_ray.schema import CLASSES, FAKE, REAL
+from deepfake_ray.scores import p_fake_of
 
 REAL_COLOUR, FAKE_COLOUR, NEUTRAL = "#2a78b5", "#c8553d", "#666666"
 DPI = 120
@@ -78,7 +79,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], title: str) -> bytes:
             axes.text(
                 column,
                 row,
-                f"{counts[row, column]:,}\n{shares[row, column]:.1%}",
+                f"{counts[row, column]:,}" + (f"\n{shares[row, column]:.1%}" if counts[row].any() else ""),
                 ha="center",
                 va="center",
                 color="white" if shares[row, column] > 0.55 else "black",
@@ -86,7 +87,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], title: str) -> bytes:
     return _png(figure)
 
 
-def roc_curve(labels: NDArray[np.int64], scores: NDArray[np.float64], auc: float) -> bytes:
+def roc_curve(labels: NDArray[np.int64], scores: NDArray[np.float32], auc: float) -> bytes:
     """Receiver operating characteristic; fake is positive."""
     fpr, tpr, _ = sk.roc_curve(labels, scores)
     figure, axes = _axes(f"ROC, AUC {auc:.4f}", "false-positive rate (real called fake)", "true-positive rate")
@@ -97,7 +98,7 @@ def roc_curve(labels: NDArray[np.int64], scores: NDArray[np.float64], auc: float
     return _png(figure)
 
 
-def precision_recall_curve(labels: NDArray[np.int64], scores: NDArray[np.float64], average: float) -> bytes:
+def precision_recall_curve(labels: NDArray[np.int64], scores: NDArray[np.float32], average: float) -> bytes:
     """Precision over recall for fake; the dotted line is what chance has."""
     precision, recall, _ = sk.precision_recall_curve(labels, scores)
     figure, axes = _axes(f"Precision-recall, average precision {average:.4f}", "recall of fake", "precision of fake")
@@ -115,9 +116,9 @@ def score_histogram(labels: NDArray[np.int64], p_fake: NDArray[np.float64], thre
     for index, colour in ((REAL, REAL_COLOUR), (FAKE, FAKE_COLOUR)):
         axes.hist(p_fake[labels == index], bins=bins, color=colour, alpha=0.55, label=CLASSES[index])
     for (name, value), style in zip(thresholds.items(), ("-", "--", "-.", ":"), strict=False):
-        axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {value:.3f}")
+        axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {value:.3g}")
     axes.set_xlim(0, 1)
-    axes.legend(edgecolor="none", framealpha=1, fontsize=8, loc="upper center")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)  # over the axes it hides thresholds
     return _png(figure)
 
 
@@ -125,7 +126,7 @@ MIN_IN_BIN = 10
 """Bins of the calibration figure with fewer images are left out: their shares are chance."""
 
 
-def reliability(labels: NDArray[np.int64], logits: NDArray[np.float64], temperature: float) -> bytes:
+def reliability(labels: NDArray[np.int64], logits: NDArray[np.float32], temperature: float) -> bytes:
     """How often images of a score are fake, before and after the temperature; the diagonal is a calibrated model."""
     figure = Figure(figsize=(5.2, 4.4), layout="constrained")
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
@@ -170,14 +171,13 @@ def degradation_curve(rows: Sequence[Mapping[str, Any]], kind: str) -> bytes:
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="center left")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return _png(figure)
 
 
 def of_evaluation(
     labels: NDArray[np.int64],
-    scores: NDArray[np.float64],
-    p_fake: NDArray[np.float64],
+    logits: NDArray[np.float32],
     result: Mapping[str, Any],
     temperature: float,
 ) -> dict[str, bytes]:
@@ -185,20 +185,19 @@ def of_evaluation(
 
     Args:
         labels: int (N,).
-        scores: float (N,) logits, which rank the images.
-        p_fake: float (N,).
+        logits: float32 (N,), which rank the images.
         result: as `evaluation.evaluate` writes to metrics.json.
         temperature: of the bundle.
     """
     called = result["thresholds"][result["verdict_threshold"]]
-    title = f"Confusion matrix at p_fake >= {called['threshold']:.4f} ({result['verdict_threshold']})"
+    title = f"Confusion matrix at p_fake >= {called['threshold']:.4g} ({result['verdict_threshold']})"
     drawn = {"confusion_matrix": confusion_matrix(called["confusion_matrix"], title)}
     if result["roc_auc"] is not None:
-        drawn["roc"] = roc_curve(labels, scores, result["roc_auc"])
-        drawn["precision_recall"] = precision_recall_curve(labels, scores, result["average_precision"])
+        drawn["roc"] = roc_curve(labels, logits, result["roc_auc"])
+        drawn["precision_recall"] = precision_recall_curve(labels, logits, result["average_precision"])
     shown = {name: at["threshold"] for name, at in result["thresholds"].items()}
-    drawn["score_histogram"] = score_histogram(labels, p_fake, shown)
-    drawn["reliability"] = reliability(labels, scores, temperature)
+    drawn["score_histogram"] = score_histogram(labels, p_fake_of(logits, temperature), shown)
+    drawn["reliability"] = reliability(labels, logits, temperature)
     if "degradations" in result:
         for name, kind in (("jpeg", JPEG), ("blur", BLUR), ("other", OTHER)):
             drawn[f"degradation_{name}"] = degradation_curve(result["degradations"], kind)

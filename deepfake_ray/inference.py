@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepfake_ray import bundle, models, quantization
+from deepfake_ray.schema import FP32
 
 
 class Predictor:
@@ -17,7 +18,8 @@ class Predictor:
     Args:
         model: the bundle's place.
         device: `cpu` or `cuda`.
-        precision: auto, bf16 or fp32, see `models.autocast`; without effect on a quantised bundle.
+        precision: bf16 or fp32, of all layers but the last, which is always in fp32; None: the bundle's own. Without
+            effect on a quantised bundle.
         num_threads: that torch computes with on a CPU.
         compiled_for: images a batch; the network is compiled for them by TorchInductor, weights frozen, before this
             returns. Another number is compiled anew. None: it is not compiled.
@@ -28,22 +30,24 @@ class Predictor:
         model: str,
         *,
         device: str = "cpu",
-        precision: str = "auto",
+        precision: str | None = None,
         num_threads: int = 1,
         compiled_for: int | None = None,
     ):
         torch.set_num_threads(num_threads)
         self.spec, detector = evaluated(model)
         self._device = torch.device(device)
+        models.real_fp32()
+        precision = precision or self.spec.precision or FP32
         if self.spec.scales:
             quantization.require_vnni()
             size = self.spec.preparation.image_size
             detector.network = quantization.quantized(detector.network, self.spec.scales, size)
-            precision = "fp32"  # of the layers that are left
+            precision = FP32  # of the layers that are left
         else:
             if self._device.type == "cpu":
                 detector.network = _pools_of_pairs(detector.network)
-            detector.network = _folded(detector.network)
+            detector.network = models.with_head_in_fp32(_folded(detector.network), self.spec.arch)
         detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._detector: Callable[[torch.Tensor], torch.Tensor] = detector
         on_gpu = self._device.type == "cuda"

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from deepfake_ray import storage
 from deepfake_ray.errors import UserError
-from deepfake_ray.listing import FILES, ROWS_PER_PAGE
+from deepfake_ray.files import FILES, ROWS_PER_PAGE, is_left_out
 
 INVENTORY = "manifest.json"
 
@@ -22,7 +22,7 @@ def is_inventory(place: str) -> bool:
 
 
 def inventory_pages(place: str) -> Iterator[pa.Table]:
-    """Pages of `listing.FILES` from an S3 Inventory in Parquet or CSV; current versions only.
+    """Pages of `files.FILES` from an S3 Inventory in Parquet or CSV; current versions only.
 
     The format is that of the Amazon S3 user guide, "Amazon S3 Inventory lists".
 
@@ -100,7 +100,7 @@ def _inventory_parquet(part: str) -> Iterator[pa.Table]:
 
 def _inventory_files(table: pa.Table, bucket: str) -> pa.Table:
     """Rows of an inventory as `FILES`, without old versions, deleted objects and empty objects that mean folders."""
-    kept = np.array([not key.endswith("/") for key in table["key"].to_pylist()], bool)
+    kept = np.array([not key.endswith("/") and not is_left_out(key) for key in table["key"].to_pylist()], bool)
     for name, wanted in (("is_latest", "true"), ("is_delete_marker", "false")):
         if name in table.column_names:
             kept &= np.array([str(value).lower() in (wanted, "none") for value in table[name].to_pylist()], bool)

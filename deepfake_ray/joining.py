@@ -50,7 +50,8 @@ def join(place: str, labels: pa.Table, output: str) -> dict[str, int]:
         UserError: no prediction is for a labelled image.
     """
     fs, path = storage.filesystem(storage.join(storage.absolute(place), "predictions"))
-    data = pads.dataset(path, filesystem=fs, format="parquet")
+    # With its schema, an output of an earlier version has the columns that it lacks, as nulls.
+    data = pads.dataset(path, schema=schema.PREDICTIONS, filesystem=fs, format="parquet")
     uris = labels["uri"].combine_chunks()
     matched = np.zeros(len(labels), bool)
     num_images = num_errors = num_rows = 0

@@ -14,26 +14,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from deepfake_ray import manifest, schema, storage
+from deepfake_ray import bundle, manifest, schema, storage
 from deepfake_ray.errors import UserError
 from deepfake_ray.loading import Loaded
+from deepfake_ray.scores import require_same_precision
 
 FILE = "known.sqlite"
 _FACTS = ("sha256", "num_bytes", "format", "width", "height", "jpeg_quality", "logit")
 
 
-def build(earlier: str, model_id: str, place: str, *, num_crops: int = 1) -> int:
+def build(earlier: str, model: bundle.Spec, precision: str, place: str, *, num_crops: int = 1) -> int:
     """Write the SQLite file of an earlier run's scores; returns how many there are.
 
     Args:
         earlier: OUTPUT of a scoring run, or its `predictions`. Beside `predictions` the `manifest` is looked for,
             whose etags, or sizes and times, say what has not changed; without it only the bytes tell.
-        model_id: only scores of this model count.
+        model: only scores of this model count.
+        precision: that this run computes in; a logit of another is another score.
         place: where the file goes.
         num_crops: of this run; a mean over another number of crops is another score.
 
     Raises:
-        UserError: no predictions there, or of another number of crops.
+        UserError: no predictions there, or of another number of crops, or this model's in another precision.
     """
     earlier = storage.absolute(earlier)
     output = earlier.removesuffix("/predictions")
@@ -41,11 +43,16 @@ def build(earlier: str, model_id: str, place: str, *, num_crops: int = 1) -> int
     if not storage.exists(predictions):
         raise UserError(f"skip-known must name the output of a scoring run: {earlier} has no predictions/; check it.")
     run = storage.join(output, "run.json")
-    crops = storage.read_json(run)["config"].get("crops", 1) if storage.exists(run) else 1
+    about = storage.read_json(run) if storage.exists(run) else {}
+    crops = about.get("config", {}).get("crops", 1)
     if crops != num_crops:
         raise UserError(
             f"skip-known must name scores of as many crops: {earlier} has those of {crops}, this run has --crops "
             f"{num_crops}; set it to {crops}, or leave --skip-known out."
+        )
+    if model.made(about.get("model_id", "")):
+        require_same_precision(
+            f"skip-known must name scores of the same precision: {earlier}", about.get("precision"), precision
         )
     with storage.new_file(place) as path:
         database = sqlite3.connect(path)
@@ -55,7 +62,9 @@ def build(earlier: str, model_id: str, place: str, *, num_crops: int = 1) -> int
         database.executemany("INSERT INTO versions VALUES (?, ?)", _versions(storage.join(output, "manifest")))
         database.execute(f"CREATE TABLE scores (row INTEGER PRIMARY KEY, {', '.join(_FACTS)})")
         places = ", ".join("?" * (1 + len(_FACTS)))
-        database.executemany(f"INSERT INTO scores VALUES ({places})", _scores(predictions, model_id))
+        database.executemany(
+            f"INSERT INTO scores VALUES ({places})", _scores(predictions, model.model_id_in(precision))
+        )
         database.execute(
             f"CREATE TABLE known AS SELECT version, {', '.join(_FACTS)} FROM scores LEFT JOIN versions USING (row)"
         )

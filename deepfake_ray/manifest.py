@@ -109,7 +109,7 @@ def _pages_of_place(place: str, pick: Pick, limit: int | None, shared_storage: b
     # All of the first prefix is listed before its first image is given on: too much for a few.
     at_once = PREFIXES_AT_ONCE if limit is None else 1
     for files in inventory_pages(place) if is_inventory(place) else files_in(place, at_once=at_once):
-        chosen = np.array(pick(files["relative"].to_pylist()), bool)
+        chosen = np.array(pick.of_files(files), bool)
         others = files["uri"].filter(pa.array(~chosen)).to_pylist()
         yield Page(rows_of(files.filter(pa.array(chosen))), others)
 

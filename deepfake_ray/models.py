@@ -3,6 +3,7 @@
 Knows no Ray.
 """
 
+import difflib
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deepfake_ray.errors import UserError
+from deepfake_ray.hardware import cpu_computes_bf16
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
@@ -107,8 +109,10 @@ def build(arch: str, num_classes: int = len(CLASSES)) -> nn.Module:
 
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
+        near = difflib.get_close_matches(arch, [CNN, *known], n=3) or [CNN, RESNET50, "efficientnet_b0"]
         raise UserError(
-            f"arch must be cnn or a torchvision classification model: got {arch!r}; known are {', '.join(known)}."
+            f"arch must be cnn or a torchvision classification model: got {arch!r}; try {' or '.join(near)} (all: "
+            "https://docs.pytorch.org/vision/stable/models.html)."
         )
     return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **_INCEPTION.get(arch, {}))
 
@@ -214,12 +218,50 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 natively; a CPU that emulates it is several times slower than in fp32."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return cpu_computes_bf16()
 
 
 def in_bf16(device: torch.device, precision: str) -> bool:
     """What a precision of auto, bf16 or fp32 means: `auto` is bf16 where the device computes it natively."""
     return precision == "bf16" or (precision == "auto" and computes_bf16(device))
+
+
+def real_fp32() -> None:
+    """From now on, fp32 on a GPU is fp32: by default convolutions there round their inputs to 10 bits (TF32)."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+
+
+class _InFp32(nn.Module):
+    """Mixed in before a layer: it computes in fp32 where autocast has the others compute in bf16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's."""
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.float())
+
+
+class _Linear(_InFp32, nn.Linear):
+    pass
+
+
+class _Conv2d(_InFp32, nn.Conv2d):
+    pass
+
+
+_IN_FP32: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, nn.Conv2d: _Conv2d}
+
+
+def with_head_in_fp32(network: nn.Module, arch: str) -> nn.Module:
+    """The network, changed in place: its last layer computes in fp32, whatever the precision of the others.
+
+    It costs nothing, and in bf16 the two outputs have 8 bits each: a thousand images would share some 700 logits. The
+    names of the weights stay.
+    """
+    for name in {key.rpartition(".")[0] for key in head_keys(arch)}:
+        layer = network.get_submodule(name)
+        layer.__class__ = _IN_FP32.get(type(layer), type(layer))
+    return network
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

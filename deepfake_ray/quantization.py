@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deepfake_ray.bundle import Scales
 from deepfake_ray.errors import UserError
+from deepfake_ray.hardware import has_vnni
 
 _ACTIVATION = "activation_post_process_"
 
@@ -25,7 +26,7 @@ def require_vnni() -> None:
     Raises:
         UserError: it does not.
     """
-    if not torch.cpu._is_vnni_supported():
+    if not has_vnni():
         raise UserError("A quantised model needs CPUs with VNNI on every node; give the model that it was made of.")
 
 
@@ -46,7 +47,7 @@ def calibrate(network: nn.Module, batches: Iterable[Tensor]) -> Scales:
                 prepared = _prepared(network, batch)
             with torch.inference_mode():
                 prepared(batch)
-        return {name: _scale(observer) for name, observer in _observers(prepared)}
+        return {place: _scale(prepared.get_submodule(name)) for place, name in _observers(prepared).items()}
 
 
 def quantized(network: nn.Module, scales: Scales, image_size: int) -> nn.Module:
@@ -58,7 +59,7 @@ def quantized(network: nn.Module, scales: Scales, image_size: int) -> nn.Module:
         image_size: S.
 
     Raises:
-        ValueError: the scales are of another network, or another version of torch names its parts otherwise.
+        ValueError: the scales are of another network.
     """
     from torch.ao.quantization import FixedQParamsObserver
     from torch.ao.quantization.quantize_fx import convert_fx
@@ -66,11 +67,16 @@ def quantized(network: nn.Module, scales: Scales, image_size: int) -> nn.Module:
     torch.backends.quantized.engine = "x86"
     with _quietly():
         prepared = _prepared(network, torch.zeros(1, 3, image_size, image_size))
-        names = [name for name, _ in _observers(prepared)]
-        if set(names) != set(scales):
-            raise ValueError(f"{len(names)} activations, and scales of {len(scales)}")
-        for name in names:
-            scale, zero_point = scales[name]
+        observers = _observers(prepared)
+        if all(place.startswith(_ACTIVATION) for place in scales):  # of a version that kept torch's own names
+            observers = {name: name for name in observers.values()}
+        if set(observers) != set(scales):
+            odd = sorted(set(observers) ^ set(scales))
+            raise ValueError(
+                f"{len(observers)} activations, and scales of {len(scales)}, which differ in {odd[0]!r}; quantise again"
+            )
+        for place, name in observers.items():
+            scale, zero_point = scales[place]
             fixed = FixedQParamsObserver(  # type: ignore[no-untyped-call]
                 scale, zero_point, dtype=torch.quint8, quant_min=0, quant_max=255
             )
@@ -98,12 +104,28 @@ def _prepared(network: nn.Module, example: Tensor) -> Any:
         raise ValueError(f"the network cannot be traced: {error}") from error
 
 
-def _observers(prepared: Any) -> list[tuple[str, Any]]:
-    return [
-        (name, module)
-        for name, module in prepared.named_modules(remove_duplicate=False)
-        if name.startswith(_ACTIVATION) and "." not in name
-    ]
+def _observers(prepared: Any) -> dict[str, str]:
+    """Where activations are observed -> torch's name of the observer, which counts them.
+
+    The places are paths in the network: of the module that an activation comes from, `layer1.0.conv1`; of a function,
+    that of the module that calls it, `layer1.0:add`; of one that is called again, with a number, `layer1.0.relu#2`.
+    """
+    found: dict[str, str] = {}
+    for node in prepared.graph.nodes:
+        if node.op == "call_module" and str(node.target).startswith(_ACTIVATION):
+            path = place = _place(node.args[0])
+            again = 2
+            while place in found:
+                place, again = f"{path}#{again}", again + 1
+            found[place] = str(node.target)
+    return found
+
+
+def _place(node: Any) -> str:
+    if node.op == "call_module":
+        return str(node.target)
+    callers = [*(node.meta.get("nn_module_stack") or {"": None})]
+    return f"{callers[-1]}:{getattr(node.target, '__name__', node.target)}"
 
 
 def _scale(observer: Any) -> tuple[float, int]:

@@ -2,23 +2,24 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, fingerprints, manifest, measurement, metrics, schema, storage
-from deepfake_ray.config import EvaluateConfig, QuantizeConfig
+from deepfake_ray import bundle, fingerprints, schema, storage, summaries
+from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
-from deepfake_ray.predictions import read_predictions
-from deepfake_ray.progress import say
-from deepfake_ray.scoring import score_manifest
+from deepfake_ray.output_lock import OutputLock, held
+from deepfake_ray.progress import say, show
+from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.session import check_places
+from deepfake_ray.tuning import save_tuned
 
 BATCH_SIZE = 16
 
@@ -36,55 +37,54 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     output = storage.absolute(config.output)
     place = storage.join(output, "model")
     if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
-        return bundle.load_spec(place)
+        finished = bundle.load_spec(place)
+        require_quantised_of(config, output, finished)
+        return finished
+    with held(output) as lock:
+        return _quantize(config, output, place, lock)
+
+
+def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock) -> bundle.Spec:
     if not config.resume:
         storage.require_new_output(output, resumable=True)
-    check_places([config.model, config.data], output, shared_storage=config.shared_storage)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
     images = labelled(config)
-    scales = _scales(of_split(images, schema.TRAIN, config.data).table["uri"], config)
-    untuned = bundle.save(place, replace(spec, scales=scales), arrays)
-    tuned = _tuned(place, of_split(images, schema.VALIDATION, config.data), config)
-    quantised = replace(
-        untuned,
-        temperature=tuned.temperature,
-        thresholds=tuned.thresholds,
-        provenance={**spec.provenance, "validation": tuned.figures, "quantised_from": spec.model_id},
+    train, validation = (of_split(images, split, config.data) for split in (schema.TRAIN, schema.VALIDATION))
+    check_places([config.model, config.data], output, shared_storage=config.shared_storage)
+    scales = _scales(train.table["uri"], config)
+    untuned = replace(
+        spec,
+        scales=scales,
+        precision=schema.INT8,
+        provenance={**spec.provenance, "quantised_from": spec.model_id, **asked(config)},
     )
-    quantised = bundle.save(place, quantised, arrays)
+    quantised = save_tuned(
+        untuned,
+        arrays,
+        place,
+        validation,
+        config,
+        lock,
+        draft=storage.join(output, "draft"),
+        use_gpu=False,
+        prior=spec.prior,
+    )
     trained = fingerprints.load(config.model)
     if trained is not None:
         fingerprints.save(place, trained)
-    storage.mark_finished(output)
-    before = spec.provenance.get("validation", {})
+    lock.mark_finished()
+    before, after = spec.provenance.get("validation", {}), quantised.provenance["validation"]
     for name in ("roc_auc", "balanced_accuracy"):
-        say(f"validation {name}: {tuned.figures[name]:.4f}, before {before.get(name, float('nan')):.4f}")
-    say(f"  model  {place}")
+        show(f"validation {name}: {after[name]:.4f}, before {before.get(name, float('nan')):.4f}")
+    show(f"  model  {place}")
     return quantised
 
 
-def _tuned(place: str, validation: manifest.Manifest, config: QuantizeConfig) -> metrics.Tuned:
-    """What the quantised model's scores of the validation split ask for."""
-    scoring = EvaluateConfig(
-        data=config.data,
-        model=place,
-        output=storage.join(storage.absolute(config.output), schema.VALIDATION),
-        use_gpu="no",
-        resume=config.resume,
-        seed=config.seed,
-        max_image_bytes=config.max_image_bytes,
-        max_image_pixels=config.max_image_pixels,
-        shared_storage=config.shared_storage,
-    )
-    page = manifest.Page(validation.table, validation.other_files)
-    score_manifest(scoring, [config.data], lambda: [page])
-    rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
-    labels, logits, _ = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
-    storage.delete_directory(scoring.output)  # p_fake there is by the temperature of before
-    return metrics.tune(labels, logits)
+def quantize_to_summary(config: QuantizeConfig) -> dict[str, Any]:
+    """What jobs/quantize.py does: `quantize`, and its summary."""
+    return summaries.of_bundle(quantize(config), storage.absolute(config.output))
 
 
 def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:

@@ -22,6 +22,10 @@ SPLIT_NAMES = {
 }
 """What folders and tables call them, in lower case."""
 
+AUTO = "auto"
+BF16, FP32, INT8 = PRECISIONS = ("bf16", "fp32", "int8")
+"""What a model computes in."""
+
 OK = "ok"
 ERROR = "error"
 
@@ -66,6 +70,7 @@ PREDICTIONS = pa.schema(
         pa.field("split", pa.string()),
         pa.field("source", pa.string()),
         pa.field("group", pa.string()),
+        pa.field("threshold_logit", pa.float32()),
     ],
     metadata={"deepfake_ray.schema": f"predictions/{SCHEMA_VERSION}"},
 )

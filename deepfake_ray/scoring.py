@@ -7,28 +7,34 @@ that is scored twice (a lost worker, a killed driver) overwrites itself, and wha
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
+from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from deepfake_ray import bundle, known, manifest, predictions, storage
+from deepfake_ray import bundle, known, manifest, precision, predictions, storage
 from deepfake_ray.autoscaling import planned
-from deepfake_ray.config import EvaluateConfig, ScoreConfig, require_same_run
+from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.error_watch import ErrorWatch, by_code
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.listing import Pick
 from deepfake_ray.monitoring import RunMetrics
+from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
-from deepfake_ray.progress import Progress, duration, say
-from deepfake_ray.scorer import STAGES, Report, ScorerSpec
+from deepfake_ray.progress import Progress, duration, say, show
+from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
+from deepfake_ray.scorer import Report, ScorerSpec
+from deepfake_ray.scores import Threshold, require_same_precision
 from deepfake_ray.session import Patience, check_places
+from deepfake_ray.tally import Tally
 
-RUN, MANIFEST = "run.json", "manifest"
+MANIFEST = "manifest"
+STAGE = "score"
 GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 32
 SMALL_BATCH_SIZE, SMALL = 64, 64 * 64
 """On a CPU, of images of at most so many pixels: the weights are brought into the cache once a batch."""
@@ -47,18 +53,25 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         JobError: no image could be scored, or too many could not.
     """
     output = storage.absolute(config.output)
-    if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
-        summary: dict[str, Any] = storage.read_json(storage.join(output, RUN))
-        return summary
+    if scores_are_done(config, output):
+        finished: dict[str, Any] = storage.read_json(storage.join(output, RUN))
+        return finished
+    with held(output) as lock:
+        return _score(config, output, lock)
+
+
+def _score(config: ScoreConfig, output: str, lock: OutputLock) -> dict[str, Any]:
+    if config.resume:
+        storage.mark_unfinished(output)
     pick = Pick(config.include, config.exclude)
     summary = score_manifest(
         config,
         config.images,
         lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit, shared_storage=config.shared_storage),
+        lock,
     )
-    storage.mark_finished(output)
-    say(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
+    lock.mark_finished()
+    show(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
     return summary
 
 
@@ -66,7 +79,9 @@ def score_manifest(
     config: ScoreConfig | EvaluateConfig,
     inputs: Sequence[str],
     pages: Callable[[], Iterable[manifest.Page]],
+    lock: OutputLock,
     degradations: tuple[str, ...] = (),
+    stage: str = STAGE,
 ) -> dict[str, Any]:
     """Score the images of `pages()` into OUTPUT/predictions, resuming if asked to; write and return `run.json`.
 
@@ -74,9 +89,10 @@ def score_manifest(
         config: of the job.
         inputs: places that the workers must reach.
         pages: called once, for a new output only, so that a resumed run scores the images it began with.
+        lock: of OUTPUT, or of what it lies in.
         degradations: names of `DEGRADATIONS`; the predictions are for the images after each of them.
+        stage: what progress is called; the result is said of `STAGE` alone, and not of degradations.
     """
-    started = time.monotonic()
     output = storage.absolute(config.output)
     run_uri = storage.join(output, RUN)
     model = bundle.load_spec(config.model)
@@ -93,8 +109,7 @@ def score_manifest(
     resuming = config.resume and storage.exists(run_uri)
     if resuming:
         run = storage.read_json(run_uri)
-        now = {"model_id": model.model_id, **config.to_json()}
-        require_same_run({"model_id": run["model_id"], **run["config"]}, now)
+        require_same_scores(config, run)
     elif not config.resume:
         storage.require_new_output(output, resumable=True)
 
@@ -103,8 +118,11 @@ def score_manifest(
 
     placement = planned(plan)
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
-    if not resuming:
-        run = _begin(config, model, placement, pages, max(1, len(degradations)))
+    computes_in = precision.resolve(config.precision, use_gpu=placement.use_gpu, quantized=bool(model.scales))
+    if resuming:
+        require_same_precision("--resume goes on with the same run", run.get("precision"), computes_in)
+    else:
+        run = _begin(config, model, computes_in, placement, pages, lock, max(1, len(degradations)))
     manifest_uri = storage.join(output, MANIFEST)
     if run["num_other_files"]:
         say(f"{run['num_other_files']:,} other files are no images; see {manifest_uri}/{manifest.OTHER_FILES}")
@@ -115,7 +133,7 @@ def score_manifest(
         threshold=model.threshold(config.threshold),
         batch_size=run["batch_size"],
         num_crops=config.crops,
-        precision=config.precision,
+        precision=computes_in,
         compile=config.compile,
         limits=Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels),
         image_timeout_s=config.image_timeout_s,
@@ -129,29 +147,42 @@ def score_manifest(
     if resuming:
         num_left = sum(chunk.num_rows for chunk in left)
         say(f"resuming: {run['num_images'] - num_left:,} of {run['num_images']:,} images are scored already")
-    this_run = _Run(spec, layout, plan).score(left, placement) if left else {"images_per_s": None, "num_known": 0}
-    if not config.profile:
-        this_run.pop("profile", None)
+
+    def write(run: dict[str, Any]) -> None:
+        lock.require()
+        storage.write_json(run_uri, run)
+
+    if left and config.skip_known is not None and not storage.exists(_known_file(config)):
+        _build_known(config, model, computes_in)
+    tally = Tally(run, write, has_profile=config.profile)
+    if left:
+        say(f"starting {min(len(left), placement.num_actors)} scorer(s) ...")
+        try:
+            _Run(spec, layout, plan, tally, stage).score(left, placement)
+        except BaseException:
+            with suppress(OSError, JobError):  # what it was is said already
+                tally.note()
+            raise
+    lock.require()
     layout.finish()
     counts = predictions.count(layout.predictions, run["num_images"] * max(1, len(degradations)))
-    wall_s = time.monotonic() - started
-    run |= {**counts, **this_run, "wall_s": wall_s, "status": "finished"}
+    run |= {**counts, "status": "finished", "finished_at": datetime.now(UTC).isoformat(timespec="seconds")}
     run["warnings"] = [] if degradations else predictions.warnings_of(counts)
-    storage.write_json(run_uri, run)
+    tally.note()
     if not counts["num_ok"]:
         raise JobError(
             f"no image could be scored: {by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
         )
-    if not degradations:
+    if stage == STAGE and not degradations:
         _say_result(run, spec.threshold, left_any=bool(left))
     return run
 
 
-def _say_result(run: dict[str, Any], threshold: float, *, left_any: bool) -> None:
-    rate = f" at {run['images_per_s']:,.0f} images/s" if left_any else ""
-    say(
+def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) -> None:
+    rate = f" at {run['images_per_s']:,.0f} images/s" if left_any and run["images_per_s"] else ""
+    show(
         f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
-        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold:.4f}"
+        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold.p_fake:.4g}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
         + (f"; {run['num_errors']:,} errors ({by_code(run['errors_by_code'])})" if run["num_errors"] else "")
     )
@@ -162,12 +193,15 @@ def _say_result(run: dict[str, Any], threshold: float, *, left_any: bool) -> Non
 def _begin(
     config: ScoreConfig | EvaluateConfig,
     model: bundle.Spec,
+    computes_in: str,
     placement: ScoringPlacement,
     pages: Callable[[], Iterable[manifest.Page]],
+    lock: OutputLock,
     variants: int,
 ) -> dict[str, Any]:
     """List the images and write all that a resumed run needs; returns `run.json` as it begins."""
     output = storage.absolute(config.output)
+    say("listing the images ...")
     listed = _list(pages, storage.join(output, MANIFEST))
     if listed.num_repeated_uris:
         say(f"{listed.num_repeated_uris:,} URIs were named again: each image is scored once")
@@ -175,7 +209,9 @@ def _begin(
     run = {
         "run_id": uuid.uuid4().hex[:16],
         "status": "running",
-        "model_id": model.model_id,
+        "model_id": model.model_id_in(computes_in),
+        "threshold_logit": model.threshold(config.threshold).logit,
+        "precision": computes_in,
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,
@@ -185,10 +221,16 @@ def _begin(
         "config": config.to_json(),
     }
     if config.skip_known is not None:
-        number = known.build(config.skip_known, model.model_id, _known_file(config), num_crops=config.crops)
-        say(f"{number:,} images of {config.skip_known} have a score of this model")
+        _build_known(config, model, computes_in)
+    lock.require()
     storage.write_json(storage.join(output, RUN), run)  # last: an output that has it has the rest
     return run
+
+
+def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec, computes_in: str) -> None:
+    earlier = config.skip_known or ""
+    number = known.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
+    say(f"{number:,} images of {earlier} have a score of this model")
 
 
 def _known_file(config: ScoreConfig | EvaluateConfig) -> str:
@@ -237,20 +279,23 @@ def _sizes(
 class _Run:
     """The scoring of the chunks that are left, by one driver."""
 
-    def __init__(self, spec: ScorerSpec, layout: Layout, plan: Callable[[Sequence[Node]], ScoringPlacement]):
-        self._spec, self._layout, self._plan = spec, layout, plan
+    def __init__(
+        self,
+        spec: ScorerSpec,
+        layout: Layout,
+        plan: Callable[[Sequence[Node]], ScoringPlacement],
+        tally: Tally,
+        stage: str,
+    ):
+        self._spec, self._layout, self._plan, self._tally, self._stage = spec, layout, plan, tally, stage
         self._watch = ErrorWatch(spec.max_error_share)
-        self._metrics = RunMetrics("score", spec.run_id)
-        self._started_at, self._ended_at = float("inf"), 0.0
-        self._num_known = 0
-        self._seconds = dict.fromkeys(STAGES, 0.0)
-        self._stats: list[str] = []
+        self._metrics = RunMetrics(stage, spec.run_id)
 
-    def score(self, chunks: list[manifest.Chunk], placement: ScoringPlacement) -> dict[str, Any]:
-        """Score the chunks, however many nodes are lost meanwhile; returns the part of `run.json` about this driver."""
+    def score(self, chunks: list[manifest.Chunk], placement: ScoringPlacement) -> None:
+        """Score the chunks, however many nodes are lost meanwhile."""
         with (
-            Patience("score") as self._patience,
-            Progress("score", sum(chunk.num_rows for chunk in chunks)) as progress,
+            Patience(self._stage) as self._patience,
+            Progress(self._stage, sum(chunk.num_rows for chunk in chunks), rate=self._tally.rate) as progress,
         ):
             while chunks:
                 left = self._round(chunks, placement, progress)
@@ -261,13 +306,11 @@ class _Run:
                     )
                 chunks = left
                 if chunks:
-                    say(f"score: {len(chunks):,} chunks were lost with the node or process that held them: once more")
+                    say(
+                        f"{self._stage}: {len(chunks):,} chunks were lost with the node or process that held them: "
+                        "once more"
+                    )
                     placement = planned(self._plan)
-        return {
-            "images_per_s": self._images_per_s(),
-            "num_known": self._num_known,
-            "profile": {"stages": _stages(self._seconds), "ray_data": self._stats},
-        }
 
     def _round(
         self, chunks: list[manifest.Chunk], placement: ScoringPlacement, progress: Progress
@@ -281,26 +324,11 @@ class _Run:
                 del left[report.index]
                 self._count(report)
                 progress.update(self._watch.done, self._watch.errors.total())
-        self._stats.append(dataset.stats())
+        self._tally.add_statistics(dataset.stats())
         return list(left.values())
 
     def _count(self, report: Report) -> None:
-        self._started_at = min(self._started_at, report.started_at)
-        self._ended_at = max(self._ended_at, report.ended_at)
-        self._num_known += report.num_known
-        for stage, seconds in report.seconds.items():
-            self._seconds[stage] += seconds
         self._watch.add(report)
         self._layout.written(report.index)
-        self._metrics.update(self._watch.done, self._watch.errors)
-
-    def _images_per_s(self) -> float:
-        """From the first batch to the last write."""
-        return self._watch.done / max(self._ended_at - self._started_at, 1e-9)
-
-
-def _stages(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    total = sum(seconds.values()) or 1.0
-    return [
-        {"stage": stage, "seconds": round(took, 3), "share": round(took / total, 4)} for stage, took in seconds.items()
-    ]
+        self._tally.add(report)
+        self._metrics.update(self._watch.done, self._watch.errors, self._tally.rate.per_s)

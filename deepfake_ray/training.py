@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,30 +19,35 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, bundle, fingerprints, manifest, metrics, models, schema, storage, weights
+from deepfake_ray import __version__, bundle, fingerprints, manifest, models, precision, schema, storage, weights
 from deepfake_ray.autoscaling import planned
+from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
-from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE
-from deepfake_ray.config import FREE_TO_CHANGE, TrainConfig, require_same_run
+from deepfake_ray.checkpoints import SCORE, STATE_FILE
+from deepfake_ray.config import TrainConfig
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import Limits, decode
-from deepfake_ray.labels import labelled
+from deepfake_ray.labels import Labelled, labelled, of_split
 from deepfake_ray.optimization import balanced_weights
-from deepfake_ray.pipeline import TrainingTables, image_facts
+from deepfake_ray.output_lock import OutputLock, held
+from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
-from deepfake_ray.progress import duration, say
+from deepfake_ray.progress import duration, say, show
+from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
 from deepfake_ray.training_data import AUDIT, as_before, look_at_data, look_at_files, seen_in_training
+from deepfake_ray.tuning import save_tuned
 from deepfake_ray.watching import Watcher
 
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
+SECONDS_TO_ABORT = 5.0
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
 
@@ -53,38 +59,46 @@ def train(config: TrainConfig) -> bundle.Spec:
         UserError: see the messages.
         JobError: training failed.
     """
-    started = time.monotonic()
     output = storage.absolute(config.output)
-    if config.resume and storage.is_finished(output):
-        say(f"{output} is finished already; nothing to do")
+    if is_done(config, output, "a model"):
         return bundle.load_spec(storage.join(output, "model"))
-    settings_uri = storage.join(output, "config.json")
+    with held(output) as lock:
+        return _train(config, output, lock)
+
+
+def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
+    started = time.monotonic()
+    settings_uri = storage.join(output, CONFIG)
     resuming = config.resume and storage.exists(settings_uri)
-    if not resuming:
+    if not config.resume:
         storage.require_new_output(output, resumable=True)
+    # All that can be wrong without Ray, before it is started: by the first that asks for the cluster's nodes.
+    state = weights.initial_state(config.arch, config.weights or weights.default_weights(config.arch), config.seed)
+    if config.image_size is not None:
+        models.check_image_size(config.arch, config.image_size)
     images = labelled(config)
     findings = look_at_data(images)
     placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
     check_places([config.data], output, shared_storage=config.shared_storage)
     settings = _resolve(config, images, placement)
-    state = weights.initial_state(config.arch, settings["weights"], config.seed)
     if resuming:
-        # The order of rows and the batch-norm statistics depend on the number of workers.
         images, findings = as_before(images, storage.read_json(storage.join(output, AUDIT)))
         settings["manifest_sha256"] = images.sha256
-        require_same_run(storage.read_json(settings_uri), settings, FREE_TO_CHANGE - {"num_workers"})
+        require_same_settings(config, storage.read_json(settings_uri), settings)
     else:
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        say(f"reading {len(images.table):,} images for the audit ...")
         facts = image_facts(images.table["uri"], limits)
         images, facts, findings = look_at_files(images, facts, config)
         settings["manifest_sha256"] = images.sha256
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
+        storage.delete_directory(storage.join(output, "manifest"))  # of a run that was killed in writing it
         manifest.write(images, storage.join(output, "manifest"))
         storage.write_json(storage.join(output, AUDIT), findings)
         fingerprints.save(storage.join(output, "model"), seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
-        storage.write_json(settings_uri, settings)
+        storage.write_json(settings_uri, settings | asked(config))
     say(
         f"training {config.arch} from {settings['weights']} at {settings['image_size']} px, global batch "
         f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {settings['num_workers']} "
@@ -92,7 +106,10 @@ def train(config: TrainConfig) -> bundle.Spec:
     )
     counts = findings["num_images"]
     of_train = [counts[schema.TRAIN][name] for name in schema.CLASSES]
-    class_weights = balanced_weights(of_train) if config.class_weights == "balanced" else (1.0, 1.0)
+    balanced = config.class_weights == "balanced"
+    class_weights = balanced_weights(of_train) if balanced else (1.0, 1.0)
+    # What the loss makes p_fake be for: as many reals as fakes, or as many as there are.
+    prior = {name: 0.5 if balanced else of_train[i] / sum(of_train) for i, name in enumerate(schema.CLASSES)}
     if class_weights != (1.0, 1.0):
         say(f"weights in the loss: real {class_weights[schema.REAL]:.3f}, fake {class_weights[schema.FAKE]:.3f}")
     resize = STRETCH if config.recipe == "baseline" else CROP
@@ -110,9 +127,10 @@ def train(config: TrainConfig) -> bundle.Spec:
         num_train=sum(counts[schema.TRAIN].values()),
         num_validation=sum(counts[schema.VALIDATION].values()),
         class_weights=class_weights,
+        precision=settings["precision"],
         checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
-        tables=TrainingTables.of(images.table),
+        tables=TrainingTables.of(images.table).shared(),
         initial_state=ray.put(state),
         board=Board.options(  # type: ignore[attr-defined]
             # With the driver: a node that is lost must not take it along.
@@ -122,10 +140,10 @@ def train(config: TrainConfig) -> bundle.Spec:
     tracker = MlflowRun(config.mlflow_uri, output, settings, resuming=resuming) if config.mlflow_uri else None
     with Watcher(spec, output, tracker):
         best = _fit(spec, output)
-    saved = _write_bundle(best, storage.join(output, "model"), preparation, config, settings, counts)
-    storage.mark_finished(output)
+    saved = _write_bundle(best, output, preparation, config, settings, counts, images, prior, lock)
+    lock.mark_finished()
     figures = saved.provenance["validation"]
-    say(
+    show(
         f"done in {duration(time.monotonic() - started)}: best epoch {saved.provenance['best_epoch']}, validation AUC "
         f"{figures['roc_auc']:.4f}, accuracy {figures['accuracy']:.4f}\n"
         f"  model    {storage.join(output, 'model')}\n  history  {storage.join(output, 'history.csv')}\n"
@@ -157,6 +175,7 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
         # The range as it was asked: its numbers may come and go.
         "num_workers": config.num_workers or placement.num_workers,
         "use_gpu": placement.use_gpu,
+        "precision": precision.resolve(config.precision, use_gpu=placement.use_gpu),
         "manifest_sha256": images.sha256,
         "versions": _versions(),
         "git_revision": git_revision(),
@@ -191,6 +210,15 @@ class _Trainer(ray.train.torch.TorchTrainer):
     and the run would wait ten seconds for it at its end.
     """
 
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Not Ray's handler, which is never taken back, swallows Ctrl-C, and ends the process with 0."""
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the controller, and with it the workers; after an interruption, as Ray's handler would have."""
+        with suppress(AttributeError, ray.exceptions.RayError):
+            ray.get(self._controller.abort.remote(), timeout=SECONDS_TO_ABORT)
+
     def _create_default_callbacks(self) -> list[Any]:
         without = (DatasetsCallback,) if has_dashboard() else (DatasetsCallback, PlacementGroupCleanerCallback)
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, without)]
@@ -219,6 +247,9 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     )
     try:
         result = trainer.fit()
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
     except ray.train.TrainingFailedError as error:
         hint = "; lower --micro-batch-size" if "OutOfMemoryError" in str(error) else ""
         raise JobError(f"training failed: {error}{hint}") from error
@@ -239,22 +270,23 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
 
 def _write_bundle(
     checkpoint: ray.train.Checkpoint,
-    uri: str,
+    output: str,
     preparation: Preparation,
     config: TrainConfig,
     settings: dict[str, Any],
     counts: dict[str, Any],
+    images: Labelled,
+    prior: dict[str, float],
+    lock: OutputLock,
 ) -> bundle.Spec:
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
-        with np.load(Path(folder, VALIDATION_FILE)) as validation:
-            logits, labels = validation["logits"], validation["labels"]
-    tuned = metrics.tune(labels, logits)
-    spec = bundle.Spec(
+    untuned = bundle.Spec(
         arch=config.arch,
         preparation=preparation,
-        temperature=tuned.temperature,
-        thresholds=tuned.thresholds,
+        temperature=1.0,
+        thresholds={},
+        precision=settings["precision"],
         provenance={
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": settings,
@@ -264,10 +296,19 @@ def _write_bundle(
                 "num_images": counts,
             },
             "best_epoch": len(state["history"]),
-            "validation": tuned.figures,
         },
     )
-    return bundle.save(uri, spec, {key: value.numpy() for key, value in state["network"].items()})
+    return save_tuned(
+        untuned,
+        {key: value.numpy() for key, value in state["network"].items()},
+        storage.join(output, "model"),
+        of_split(images, schema.VALIDATION, config.data),
+        config,
+        lock,
+        draft=storage.join(output, CHECKPOINTS, "draft"),
+        use_gpu=settings["use_gpu"],
+        prior=prior,
+    )
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import simplejpeg
 from deepfake_ray import manifest
 from deepfake_ray.images import Limits
 from deepfake_ray.scorer import ScorerSpec, chunk_file
+from deepfake_ray.scores import threshold_at
 
 
 def jpeg(seed):
@@ -18,9 +19,9 @@ def jpeg(seed):
 def scorer_spec(model, folder, **options):
     return ScorerSpec(
         **{
-            "model": model, "chunks": str(folder / "chunks"), "threshold": 0.5, "batch_size": 4, "num_crops": 1,
-            "precision": "fp32", "limits": Limits(max_bytes=10**7, max_pixels=10**8), "image_timeout_s": 2.0,
-            "max_error_share": 0.5, "device": "cpu", "run_id": "test", **options,
+            "model": model, "chunks": str(folder / "chunks"), "threshold": threshold_at(0.5, 1.0), "batch_size": 4,
+            "num_crops": 1, "precision": "fp32", "limits": Limits(max_bytes=10**7, max_pixels=10**8),
+            "image_timeout_s": 2.0, "max_error_share": 0.5, "device": "cpu", "run_id": "test", **options,
         }
     )  # fmt: skip
 

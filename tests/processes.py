@@ -77,16 +77,15 @@ def command_lines(below):
     return list(_command_lines(below).values())
 
 
-def processes_named(title, below=1):
-    """Ids of the processes below another whose title begins so."""
+def processes_named(title, below=None):
+    """Ids of the processes below another (default: this one) whose title begins so."""
+    below = os.getpid() if below is None else below
     return [pid for pid, line in _command_lines(below).items() if line.startswith(title)]
 
 
 def scorer_processes():
-    """(pid of the Ray worker, pid of the process it scores in)."""
-    found, parents = [], _parents()
-    for pid, parent in parents.items():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-            if b"_serve(" in file.read():
-                found.append((parent, pid))
-    return found
+    """(pid of the Ray worker, pid of the process it scores in), of the Rays that these tests started: others may run on
+    this machine.
+    """
+    parents = _parents()
+    return [(parents[pid], pid) for pid, line in _command_lines(os.getpid()).items() if "_serve(" in line]

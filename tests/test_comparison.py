@@ -6,6 +6,9 @@ import pytest
 from sklearn import metrics as sk
 
 from deepfake_ray import comparison
+from deepfake_ray.scores import threshold_at
+
+HALF = threshold_at(0.5, 1.0)
 
 
 def frame(p_fake, labels, groups=None, first=0):
@@ -14,7 +17,6 @@ def frame(p_fake, labels, groups=None, first=0):
         {
             "uri": [f"/{i}" for i in range(first, first + len(p))],
             "logit": np.log(p / (1 - p)),
-            "p_fake": p,
             "true_label": labels,
             "group": groups,
         }
@@ -26,7 +28,7 @@ def test_mcnemar_by_hand():
     labels = ["fake"] * 20 + ["real"] * 2
     ours = frame([0.9] * 10 + [0.1] * 2 + [0.9] * 8 + [0.1] * 2, labels)
     theirs = frame([0.1] * 10 + [0.9] * 2 + [0.9] * 8 + [0.1] * 2, labels)
-    found = comparison.compare(ours, theirs, (0.5, 0.5))
+    found = comparison.compare(ours, theirs, (HALF, HALF))
     assert (found["only_ours_right"], found["only_theirs_right"]) == (10, 2)
     assert found["mcnemar_p"] == pytest.approx(2 * (1 + 12 + 66) / 2**12)
     assert found["ours"]["accuracy"] == pytest.approx(20 / 22)
@@ -38,7 +40,9 @@ def test_differences_are_those_of_the_images_in_both():
     labels = random.choice(["real", "fake"], 400)
     z = (labels == "fake") * 2 - 1
     good, bad = (1 / (1 + np.exp(-(z * strength + random.normal(size=400)))) for strength in (1.5, 0.3))
-    found = comparison.compare(frame(good, labels), frame(bad[50:], labels[50:], first=50), (0.5, 0.4))
+    found = comparison.compare(
+        frame(good, labels), frame(bad[50:], labels[50:], first=50), (HALF, threshold_at(0.4, 1.0))
+    )
     y = labels[50:] == "fake"
     assert found["num_images"] == 350
     expected = sk.roc_auc_score(y, good[50:]) - sk.roc_auc_score(y, bad[50:])
@@ -46,7 +50,7 @@ def test_differences_are_those_of_the_images_in_both():
     low, high = found["difference"]["roc_auc"]["interval"]
     assert 0 < low < expected < high
     assert found["theirs"]["accuracy"] == pytest.approx(np.mean((bad[50:] >= 0.4) == y))
-    same = comparison.compare(frame(good, labels), frame(good, labels), (0.5, 0.5))
+    same = comparison.compare(frame(good, labels), frame(good, labels), (HALF, HALF))
     assert (same["mcnemar_p"], same["difference"]["roc_auc"]) == (1.0, {"value": 0.0, "interval": (0.0, 0.0)})
 
 
@@ -58,7 +62,7 @@ def test_groups_make_intervals_wider():
     ours, theirs = (np.repeat(random.uniform(0.05, 0.95, 40), 10) for _ in range(2))
     widths = []
     for groups in (None, [f"p{i}" for i in person]):
-        found = comparison.compare(frame(ours, labels, groups), frame(theirs, labels, groups), (0.5, 0.5))
+        found = comparison.compare(frame(ours, labels, groups), frame(theirs, labels, groups), (HALF, HALF))
         low, high = found["difference"]["accuracy"]["interval"]
         widths.append(high - low)
     assert widths[1] == pytest.approx(widths[0] * np.sqrt(10), rel=0.25)
@@ -66,8 +70,8 @@ def test_groups_make_intervals_wider():
 
 def test_what_cannot_be_compared_is_said():
     with pytest.raises(ValueError, match="no image is in both"):
-        comparison.compare(frame([0.5], ["fake"]), frame([0.5], ["fake"], first=9), (0.5, 0.5))
+        comparison.compare(frame([0.5], ["fake"]), frame([0.5], ["fake"], first=9), (HALF, HALF))
     with pytest.raises(ValueError, match="1 images have another label there, such as /1"):
-        comparison.compare(frame([0.5] * 2, ["fake"] * 2), frame([0.5] * 2, ["fake", "real"]), (0.5, 0.5))
+        comparison.compare(frame([0.5] * 2, ["fake"] * 2), frame([0.5] * 2, ["fake", "real"]), (HALF, HALF))
     with pytest.raises(ValueError, match="one class"):
-        comparison.compare(frame([0.5], ["fake"]), frame([0.5], ["fake"]), (0.5, 0.5))
+        comparison.compare(frame([0.5], ["fake"]), frame([0.5], ["fake"]), (HALF, HALF))

@@ -9,11 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import hostile
 import numpy as np
@@ -269,7 +269,7 @@ def test_an_image_in_two_splits_is_refused_or_named(ray_2_cpus, sample_folder, t
     config = TrainConfig(data=str(data), output=str(tmp_path / "o"), epochs=1)
     with pytest.raises(UserError, match=r"1 images are in two splits and 0 in two classes.*copy\.jpg.*--allow-leaks"):
         train(config)
-    assert os.listdir(tmp_path / "o") == []
+    assert not (tmp_path / "o").exists()
     train(replace(config, allow_leaks=True))
     found = json.load(open(tmp_path / "o" / "audit.json"))
     assert found["duplicates"] == {
@@ -375,23 +375,25 @@ def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_pa
 
 
 @pytest.mark.parametrize("victim", ["worker", "process"])
-def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim):
+def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim, monkeypatch):
     """kill -9 of an actor, or of the process that it scores in, in mid-run; the run ends with every row."""
+    from deepfake_ray import scoring
+
     output = tmp_path / "o"
     killed = []
 
-    def kill():
-        while not (output / "chunks").exists() or len(os.listdir(output / "chunks")) < 2:
-            time.sleep(0.01)
-        pid = scorer_processes()[0][0 if victim == "worker" else 1]
-        os.kill(pid, signal.SIGKILL)
-        killed.append(pid)
+    def reports_of(dataset, reports_of=scoring.reports_of):
+        """Not before the second chunk is written, and before the last one can be."""
+        for number, report in enumerate(reports_of(dataset)):
+            if number == 1:
+                pid = scorer_processes()[0][0 if victim == "worker" else 1]
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            yield report
 
-    thread = threading.Thread(target=kill)
-    thread.start()
+    monkeypatch.setattr(scoring, "reports_of", reports_of)
     run = score(images=sample_folder, model=trained / "model", output=output, batch_size=2)
-    thread.join()
-    assert killed
+    assert len(killed) == 1
     assert (run["num_ok"], run["num_errors"]) == (560, 0)
     assert len(set(read(output)["uri"].to_pylist())) == 560
 
@@ -403,9 +405,11 @@ def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, t
     from deepfake_ray.placement import ScoringPlacement
     from deepfake_ray.scorer import chunk_file
 
-    (sample_folder / "Test" / "broken.jpg").write_bytes(b"")
-    manifest.write(manifest.list_images(str(sample_folder / "Test")), str(tmp_path / "manifest"))
-    (sample_folder / "Test" / "broken.jpg").unlink()
+    images = tmp_path / "images"
+    shutil.copytree(sample_folder / "Test", images)
+    (images / "broken.jpg").write_bytes(b"")
+    manifest.write(manifest.list_images(str(images)), str(tmp_path / "manifest"))
+    (images / "broken.jpg").unlink()
     chunks = manifest.chunks(str(tmp_path / "manifest"), rows_per_chunk=20)
     placements = {
         "cpu": ScoringPlacement(use_gpu=False, num_actors=2, cpus_per_actor=1),
@@ -430,10 +434,23 @@ def test_one_image_and_a_limit(trained, sample_folder, tmp_path):
     assert run["num_images"] == 5
 
 
-def test_all_actors_work(trained, sample_folder, tmp_path):
+def test_all_actors_work(trained, sample_folder, tmp_path, monkeypatch):
     """A manifest is small; Ray would make one block of it, and one actor would do everything."""
+    from deepfake_ray import scoring
+
+    reports = []
+
+    def reports_of(dataset, reports_of=scoring.reports_of):
+        for report in reports_of(dataset):
+            reports.append(report)
+            yield report
+
+    monkeypatch.setattr(scoring, "reports_of", reports_of)
     run = score(images=sample_folder / "Train", model=trained / "model", output=tmp_path / "o", batch_size=8)
-    assert run["num_images"] == 400
+    assert run["num_images"] == sum(report.num_images for report in reports) == 400
+    # An actor works on one chunk at a time: where two overlap, two actors were at work.
+    in_order = sorted(reports, key=lambda report: report.started_at)
+    assert any(later.started_at < earlier.ended_at for earlier, later in pairwise(in_order))
 
 
 def test_a_scorer_that_cannot_be_made_says_why(ray_2_cpus, untrained, sample_folder, tmp_path):

@@ -34,6 +34,16 @@ def earlier_run(folder):
     return folder
 
 
+class Model:
+    """Stands for a bundle whose scores have the id m."""
+
+    def model_id_in(self, precision):
+        return "m" if precision == "fp32" else f"m-{precision}"
+
+    def made(self, model_id):
+        return model_id.startswith("m")
+
+
 def now(uri, etag=None, num_bytes=None, mtime=None):
     return tables.manifest_rows({"uri": [uri], "etag": [etag], "num_bytes": [num_bytes], "mtime": [mtime]}, 1)
 
@@ -41,7 +51,7 @@ def now(uri, etag=None, num_bytes=None, mtime=None):
 @pytest.mark.parametrize("place", ["", "/predictions"])
 def test_what_is_the_same_still_is_known(tmp_path, place):
     file = str(tmp_path / "known.sqlite")
-    assert known.build(f"{earlier_run(tmp_path)}{place}", "m", file) == 3
+    assert known.build(f"{earlier_run(tmp_path)}{place}", Model(), "fp32", file) == 3
     found = known.Known(file)
     (image,) = found.by_version(now("s3://b/0", "e0", 999)).values()
     assert (image.logit, image.sha256, image.num_bytes, image.format, image.width, image.height) == (
@@ -64,15 +74,23 @@ def test_what_is_the_same_still_is_known(tmp_path, place):
 
 def test_no_predictions_there(tmp_path):
     with pytest.raises(UserError, match="skip-known must name"):
-        known.build(str(tmp_path), "m", str(tmp_path / "known.sqlite"))
+        known.build(str(tmp_path), Model(), "fp32", str(tmp_path / "known.sqlite"))
 
 
 def test_scores_of_another_number_of_crops_are_refused(tmp_path):
     (earlier_run(tmp_path) / "run.json").write_text('{"config": {"crops": 5}}')
     file = str(tmp_path / "known.sqlite")
     with pytest.raises(UserError, match="has those of 5, this run has --crops 1"):
-        known.build(str(tmp_path), "m", file)
-    assert known.build(str(tmp_path), "m", file, num_crops=5) == 3
+        known.build(str(tmp_path), Model(), "fp32", file)
+    assert known.build(str(tmp_path), Model(), "fp32", file, num_crops=5) == 3
+
+
+@pytest.mark.parametrize(("noted", "was"), [('"precision": "bf16", ', "was bf16"), ("", "was not noted")])
+def test_scores_of_another_precision_are_refused(tmp_path, noted, was):
+    (earlier_run(tmp_path) / "run.json").write_text(f'{{{noted}"model_id": "m-bf16", "config": {{}}}}')
+    file = str(tmp_path / "known.sqlite")
+    with pytest.raises(UserError, match=f"skip-known.*precision {was}.* and is now fp32"):
+        known.build(str(tmp_path), Model(), "fp32", file)
 
 
 def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monkeypatch):
@@ -95,7 +113,7 @@ def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monke
     for i in range(4):
         (folder / f"{i}.jpg").unlink()
     file = str(tmp_path / "known.sqlite")
-    assert known.build(str(first), bundle.load_spec(untrained).model_id, file) == 4
+    assert known.build(str(first), bundle.load_spec(untrained), "fp32", file) == 4
     decoded = []
     from deepfake_ray import loading
 

@@ -69,11 +69,33 @@ def test_all_but_the_first_and_the_last_layer_compute_in_integers(saved, pixels)
     assert {m.weight().dtype for m in integer} == {torch.qint8}
 
 
+def test_scales_are_named_by_the_paths_of_modules(saved, pixels):
+    """Not by how a version of torch counts what it traces, under which a bundle could not be read by the next."""
+    place, spec, _ = saved
+    scales = scales_of(place, pixels)
+    assert not any("activation_post_process" in name for name in scales)
+    network = evaluated(place)[1].network
+    modules = dict(network.named_modules())
+    assert all(name.partition("#")[0].partition(":")[0] in modules for name in scales)
+    if spec.arch == "resnet18":
+        assert {"conv1", "layer1.0.conv1", "layer1.0.relu", "avgpool", ":flatten"} <= set(scales)
+
+
+def test_scales_by_the_names_of_before_are_read(saved, pixels):
+    place, _, _ = saved
+    scales = scales_of(place, pixels)
+    before = {f"activation_post_process_{i}": scale for i, scale in enumerate(scales.values())}
+    size = pixels.shape[1]
+    x = torch.from_numpy(pixels[:4]).permute(0, 3, 1, 2).float() / 255
+    now, then = (quantized(evaluated(place)[1].network, one, size)(x) for one in (scales, before))
+    assert torch.equal(now, then)
+
+
 def test_scales_of_another_network_are_refused(saved, pixels):
     place, _, _ = saved
     scales = scales_of(place, pixels)
     _, detector = evaluated(place)
-    with pytest.raises(ValueError, match="activations"):
+    with pytest.raises(ValueError, match="activations.*quantise again"):
         quantized(detector.network, dict(list(scales.items())[1:]), 48)
 
 

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pytest
 
 from deepfake_ray import robustness
+from deepfake_ray.scores import threshold_at
 
 FAKE, REAL = "fake", "real"
 
@@ -13,7 +14,7 @@ def rows(p_fake, labels, first=0, **more):
 
     logits = np.log(np.array(p_fake) / (1 - np.array(p_fake)))
     number = len(p_fake)
-    columns = {"row": range(first, first + number), "logit": logits, "p_fake": p_fake, "true_label": labels}
+    columns = {"row": range(first, first + number), "logit": logits, "true_label": labels}
     return pa.table({**columns, "group": pa.nulls(number, pa.string()), **more})
 
 
@@ -21,7 +22,7 @@ def test_flips_are_counted_image_by_image():
     clean = rows([0.1, 0.2, 0.8, 0.9, 0.95], [REAL, REAL, FAKE, FAKE, FAKE])
     # After JPEG 50 one real is accused, and one fake passes. Row 4 could not be scored again.
     jpeg = rows([0.6, 0.2, 0.3, 0.9], [REAL, REAL, FAKE, FAKE], degradation=["jpeg_50"] * 4)
-    first, second = robustness.by_degradation(clean, jpeg, 0.5)
+    first, second = robustness.by_degradation(clean, jpeg, threshold_at(0.5, 1.0))
     assert (first["name"], first["num_images"], first["flipped"], first["roc_auc"]) == ("as_it_is", 4, 0.0, 1.0)
     assert (second["name"], second["num_images"], second["flipped"]) == ("jpeg_50", 4, 0.5)
     assert (second["flipped_to_fake"], second["flipped_to_real"]) == (0.25, 0.25)

@@ -97,7 +97,7 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     torch.manual_seed(1)
     arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}
     preparation = Preparation(image_size=32, resize=CROP)
-    spec = bundle.Spec(arch="cnn", preparation=preparation, temperature=2.0, thresholds={"default": 0.5})
+    spec = bundle.Spec(arch="cnn", preparation=preparation, temperature=2.0, thresholds={})
     place = str(tmp_path / "model")
     bundle.save(place, spec, arrays)
     assert bundle.load_spec(place).preparation == preparation
