@@ -65,8 +65,8 @@ def test_hidden_files_are_skipped_and_others_counted(tmp_path):
         ".git/d.jpg",
     )
     found = manifest.list_images(folder)
-    assert sorted(os.path.basename(uri) for (uri,) in rows(found, "uri")) == ["a.jpg", "noending"]
-    assert [os.path.basename(uri) for uri in found.other_files] == ["notes.txt"]
+    assert [os.path.basename(uri) for (uri,) in rows(found, "uri")] == ["a.jpg"]
+    assert sorted(os.path.basename(uri) for uri in found.other_files) == ["noending", "notes.txt"]
 
 
 def test_unusual_names_are_kept_literally(tmp_path):
@@ -359,7 +359,7 @@ def test_links_that_lead_back_end(tmp_path):
     (tmp_path / "d" / "up").symlink_to(tmp_path)
     (tmp_path / "d" / "side").symlink_to(tmp_path / "e")
     found = [uri.removeprefix(folder) for (uri,) in rows(manifest.list_images(folder), "uri")]
-    assert found == ["/d/a.jpg", "/d/side/b.jpg", "/e/b.jpg"]
+    assert found == ["/d/a.jpg", "/e/b.jpg"]  # a link to what is listed anyway is no second image
 
 
 def test_hash_names_the_set_of_images(tmp_path):
