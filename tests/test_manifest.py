@@ -58,12 +58,14 @@ def test_hidden_files_are_skipped_and_others_counted(tmp_path):
         "Real/.b.jpg",
         "Real/notes.txt",
         "Real/noending",
+        "Real/Makefile",
         "__MACOSX/Real/c.jpg",
         ".git/d.jpg",
     )
+    (tmp_path / "Real" / "noending").write_bytes(b"\xff\xd8\xff\xe0")
     found = manifest.list_images(folder)
     assert sorted(os.path.basename(uri) for (uri,) in rows(found, "uri")) == ["a.jpg", "noending"]
-    assert [os.path.basename(uri) for uri in found.other_files] == ["notes.txt"]
+    assert [os.path.basename(uri) for uri in found.other_files] == ["Makefile", "notes.txt"]
 
 
 def test_unusual_names_are_kept_literally(tmp_path):

@@ -56,7 +56,7 @@ def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
     assert len(read_predictions(str(tmp_path))) == 1
     assert len(pads.dataset(str(folder), format="parquet").to_table()) == 1
     assert len(pd.read_parquet(folder)) == 1
-    assert duckdb.sql(f"select count(*) from '{folder}/*.parquet'").fetchone() == (1,)
+    assert duckdb.sql(f"select count(*) from '{folder}/*.parquet'").fetchall() == [(1,)]
     storage.delete_leftovers(str(folder))
     assert os.listdir(folder) == ["part-00000.parquet"]
 
