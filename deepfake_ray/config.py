@@ -256,7 +256,8 @@ class ScoreConfig(_ScoringConfig, JobConfig):
     a .txt with a URI a line, the manifest.json of an S3 Inventory."""
     include: tuple[str, ...] = ()
     """Glob patterns on the path below --images (or on the whole uri, of a table); * also stands for /. Only what
-    matches one is scored, whatever its suffix. Default: what has an image's suffix or none."""
+    matches one is scored, whatever its suffix. Default: what has an image's suffix, and files without a suffix that
+    begin like an image (in a bucket: all of these but well-known names such as LICENSE and _SUCCESS)."""
     exclude: tuple[str, ...] = ()
     """Glob patterns like those of --include; what matches one is not scored."""
 
