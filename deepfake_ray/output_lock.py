@@ -212,7 +212,7 @@ class _RemotePlace(_Place):
         try:
             found = obstore.get(self._store, self._key)
             return bytes(found.bytes()), _facts(found.meta)
-        except obstore.exceptions.NotFoundError:
+        except (FileNotFoundError, obstore.exceptions.NotFoundError):
             return None
         except obstore.exceptions.BaseError as error:
             raise OSError(storage.first_line(error)) from error
