@@ -74,10 +74,7 @@ def duplicates(table: pa.Table, facts: pa.Table) -> dict[str, Any]:
         `num_across_splits`, `num_across_classes` (how many different images) and `examples`, of up to 20 the places
         of each.
     """
-    frame = pd.DataFrame({name: table[name].to_pylist() for name in ("uri", "label", "split")})
-    frame["sha256"] = facts["sha256"].to_pylist()
-    frame = frame[[value is not None for value in facts["format"].to_pylist()]]
-    frame = frame[frame.duplicated("sha256", keep=False)]
+    frame = _repeated(table, facts)
     number = frame.groupby("sha256", sort=False)[["label", "split"]].nunique()
     leaking = number[(number > 1).any(axis=1)].index
     places = frame[frame.sha256.isin(leaking[:EXAMPLES])].groupby("sha256", sort=False)["uri"].apply(list)
@@ -86,6 +83,46 @@ def duplicates(table: pa.Table, facts: pa.Table) -> dict[str, Any]:
         "num_across_classes": int((number.label > 1).sum()),
         "examples": places.tolist(),
     }
+
+
+def _repeated(table: pa.Table, facts: pa.Table) -> pd.DataFrame:
+    """The rows whose bytes other rows have, too: uri, label, split, sha256, indexed by their position."""
+    frame = pd.DataFrame({name: table[name].to_pylist() for name in ("uri", "label", "split")})
+    frame["sha256"] = facts["sha256"].to_pylist()
+    frame = frame[[value is not None for value in facts["format"].to_pylist()]]
+    return frame[frame.duplicated("sha256", keep=False)]
+
+
+def leaking(table: pa.Table, facts: pa.Table) -> list[dict[str, Any]]:
+    """What is to be left out, so that no image is in two splits or in two classes.
+
+    Of an image that is in several splits those rows stay that are in test, else in validation, whatever their number;
+    of one that is in both classes none does: one of its labels is wrong.
+
+    Args:
+        table: rows of a manifest, with label and split.
+        facts: of the same rows, `schema.FACTS`.
+
+    Returns:
+        Of each row to leave out, in order: uri, split, label, reason, and kept_uri (None: nothing of it is kept).
+    """
+    frame = _repeated(table, facts)
+    frame["rank"] = frame.split.map(schema.SPLITS.index)
+    by_image = frame.groupby("sha256", sort=False)
+    in_both = by_image.label.transform("nunique") > 1
+    last = by_image["rank"].transform("max")
+    kept = frame[frame["rank"] == last].groupby("sha256").uri.first()
+    leaking = frame[in_both | (frame["rank"] < last)].sort_index()
+    return [
+        {
+            "uri": row.uri,
+            "split": row.split,
+            "label": row.label,
+            "reason": "in both classes" if both else f"in {schema.SPLITS[rank]}, too",
+            "kept_uri": None if both else kept[row.sha256],
+        }
+        for row, both, rank in zip(leaking.itertuples(), in_both[leaking.index], last[leaking.index], strict=True)
+    ]
 
 
 def zero_pixel_auc(table: pa.Table, facts: pa.Table, seed: int = 0) -> float | None:

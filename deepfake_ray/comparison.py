@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from deepfake_ray import intervals, metrics, schema
+from deepfake_ray.intervals import Clusters
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import Threshold, called_fake
 
@@ -27,9 +27,10 @@ def compare(
 
     Returns:
         num_images; `ours` and `theirs` (roc_auc, accuracy, balanced_accuracy, recall_real, recall_fake); `difference`,
-        ours minus theirs of each of these, and its 95 % interval over paired resamples of the images (of whole groups
-        where all have one); only_ours_right and only_theirs_right (images); mcnemar_p, the exact two-sided p-value of
-        the hypothesis that both err equally often (McNemar 1947), which takes images as independent.
+        ours minus theirs of each of these, and its 95 % interval over paired resamples of the images, or of whole
+        groups (`intervals_by`; those of our predictions); only_ours_right and only_theirs_right (images); mcnemar_p,
+        the exact two-sided p-value of the hypothesis that both err equally often (McNemar 1947), which by group tosses
+        who is better in each whole group (`intervals.sign_test`).
 
     Raises:
         ValueError: they have no image in common, not of both classes, or do not agree on a label.
@@ -52,20 +53,20 @@ def compare(
         first, second = (model.figures(weights) for model in models)
         return {name: first[name] - second[name] for name in first}
 
-    groups = None if both.group.isna().any() else both.group
-    spread = intervals.bootstrap(differences, len(both), groups, seed)
+    clusters = Clusters.of(both.group)
+    spread = intervals.bootstrap(differences, labels, clusters, [both.logit, both.logit_other], seed)
     plain = differences(np.ones(len(both)))
-    right = [model.called == labels for model in models]
-    first, second = int(np.sum(right[0] & ~right[1])), int(np.sum(right[1] & ~right[0]))
+    right = [(model.called == labels).astype(np.int64) for model in models]
+    only_one = right[0] - right[1]
     return {
         "num_images": len(both),
-        "intervals_by": "image" if groups is None else "group",
+        "intervals_by": clusters.by,
         "ours": models[0].figures(),
         "theirs": models[1].figures(),
         "difference": {name: {"value": value, "interval": spread[name]} for name, value in plain.items()},
-        "only_ours_right": first,
-        "only_theirs_right": second,
-        "mcnemar_p": float(binomtest(first, first + second).pvalue) if first + second else 1.0,
+        "only_ours_right": int(np.sum(only_one > 0)),
+        "only_theirs_right": int(np.sum(only_one < 0)),
+        "mcnemar_p": intervals.sign_test(only_one, clusters),
     }
 
 
@@ -78,4 +79,4 @@ class _Model:
     def figures(self, weights: np.ndarray | None = None) -> dict[str, float]:
         of = metrics.of_counts(np.bincount(self._cells, weights=weights, minlength=4))
         names = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake")
-        return {"roc_auc": self._ranking.figures(weights)["roc_auc"]} | {name: of[name] for name in names}
+        return {"roc_auc": self._ranking.figures(weights)["roc_auc"]} | {name: float(of[name]) for name in names}

@@ -49,6 +49,9 @@ class JobConfig:
     but for images that the storage failed to give, which are tried again."""
     verbose: bool = False
     """Show Ray's own log lines too."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output, and nothing else there; of a job that fails,
+    {"error": ..., "exit_code": ...}."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "max_image_bytes", "max_image_pixels"):
@@ -126,8 +129,12 @@ class TrainConfig(LabelledDataConfig, JobConfig):
     image_size: int | None = None
     """Side in pixels of the square that images are resized to, or that is cut out of them. Default: the data's median
     short side, rounded down to a multiple of 32, no larger than what the arch was made for (cnn: 128)."""
+    leaks: Literal["error", "drop", "allow"] = "error"
+    """Where the same image (the same bytes) is in two splits or in two classes. error: refuse to train. drop: leave it
+    out of train where validation or test has it, out of validation where test has it, and out of all where it is in
+    both classes; audit.json lists what was left out. allow: train on it all the same."""
     allow_leaks: bool = False
-    """Train although the same image is in two splits or in two classes, which is an error otherwise."""
+    """The same as --leaks allow."""
     reencode: bool = False
     """Send the square of each image through a JPEG of quality 90, in training and in scoring: for classes whose files
     give them away (see the audit's zero_pixel_auc)."""
@@ -158,6 +165,9 @@ class TrainConfig(LabelledDataConfig, JobConfig):
         _require(0 <= self.label_smoothing < 1, "label-smoothing must be in [0, 1)", self.label_smoothing, "try 0.1")
         frozen = self.freeze_backbone_epochs
         _require(0 <= frozen <= self.epochs, f"freeze-backbone-epochs must be in 0..{self.epochs}", frozen, "lower it")
+        if self.allow_leaks:
+            _require(self.leaks != "drop", "allow-leaks and leaks must agree", self.leaks, "leave one of them out")
+            object.__setattr__(self, "leaks", "allow")
         self.worker_range()
         _require(0 <= self.warmup_share < 1, "warmup-share must be in [0, 1)", self.warmup_share, "try 0.1")
         _require(self.weight_decay >= 0, "weight-decay must not be negative", self.weight_decay, "try 0")
@@ -309,6 +319,9 @@ class QuickstartConfig:
     """Seed of the sample and of the training."""
     verbose: bool = False
     """Show Ray's own log lines too."""
+    json: bool = False
+    """Print the summary as one JSON object on standard output, and nothing else there; of a job that fails,
+    {"error": ..., "exit_code": ...}."""
 
 
 def _require_share(name: str, value: float) -> None:
@@ -317,7 +330,8 @@ def _require_share(name: str, value: float) -> None:
 
 FREE_TO_CHANGE = frozenset(
     {"output", "resume", "verbose", "num_workers", "use_gpu", "max_error_share", "max_failures", "shared_storage"}
-    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps", "mlflow_uri"}
+    | {"image_timeout_s", "profile", "versions", "git_revision", "checkpoint_every_steps", "mlflow_uri", "json"}
+    | {"allow_leaks"}  # leaks says it
 )
 """What a resumed run may be told otherwise: it changes no result."""
 

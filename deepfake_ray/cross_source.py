@@ -11,31 +11,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema, storage, summaries
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import evaluate
 from deepfake_ray.labels import labelled
 from deepfake_ray.output_lock import OutputLock, held
-from deepfake_ray.progress import say
+from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_request
 from deepfake_ray.training import train
+from deepfake_ray.training_data import leak_free
 
 MATRIX = "leave_one_source_out.csv"
 NOTHING = "(nothing)"
 
 
-def train_or_cross(config: TrainConfig) -> None:
-    """What jobs/train.py does.
+def train_or_cross(config: TrainConfig) -> dict[str, Any]:
+    """What jobs/train.py does; returns its summary.
 
     Raises:
         UserError: see the messages.
         JobError: training or scoring failed.
     """
+    output = storage.absolute(config.output)
     if config.leave_one_source_out:
-        leave_one_source_out(config)
-    else:
-        train(config)
+        return {"output": output, "leave_one_source_out": leave_one_source_out(config)}
+    return summaries.of_bundle(train(config), output)
 
 
 def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) ->
         storage.require_new_output(output, resumable=True)
     elif storage.exists(settings_uri):
         require_same_request(config, storage.read_json(settings_uri))
-    images = labelled(config).table
+    images = leak_free(labelled(config), config, output).table
     fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
     sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
     if len(sources) < 2:
@@ -78,7 +79,7 @@ def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) ->
     writer.writerows(cells)
     storage.write_bytes(storage.join(output, MATRIX), text.getvalue().encode())
     lock.mark_finished()
-    say(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
+    show(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
     return cells
 
 

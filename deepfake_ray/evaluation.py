@@ -31,16 +31,18 @@ from deepfake_ray import (
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.held_out import held_out
 from deepfake_ray.images import Limits
-from deepfake_ray.labels import labelled, of_split
+from deepfake_ray.labels import draw, labelled, of_split
 from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions
-from deepfake_ray.progress import say
+from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.scores import Threshold, threshold_of_rows
 from deepfake_ray.scoring import score_manifest
-from deepfake_ray.session import cause_of
+from deepfake_ray.session import cause_of, start_ray
+from deepfake_ray.summary import result_text
 
 METRICS = "metrics.json"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
@@ -69,9 +71,12 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
             require_same_scores(config, storage.read_json(storage.join(output, RUN)))
     other = None if config.compare is None else _other_evaluation(config.compare)
     if config.predictions is None:
-        run = score_manifest(config, [config.data], lambda: _labelled_pages(config), lock)
+        # Before Ray is started; a resumed run scores the images that it began with.
+        pages = [] if config.resume and storage.exists(storage.join(output, RUN)) else _labelled_pages(config)
+        run = score_manifest(config, [config.data], lambda: pages, lock)
     else:
         config, run = _join(config, output)
+        start_ray()
     rows = read_predictions(output, COLUMNS)
     scored = rows.filter(pc.equal(rows["status"], schema.OK))
     model = bundle.load_spec(config.model)
@@ -79,7 +84,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
     limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     result = measurement.measure(scored, model, config.threshold, config.seed)
     result |= {
-        "split": config.split or ("test" if config.predictions is None else "all"),
+        "split": config.split or _split_of(rows, config),
         "data": storage.absolute(config.data or config.labels or ""),
         "model": storage.absolute(config.model),
         "model_id": run["model_id"],  # in the precision of the run, which may be another than the bundle's own
@@ -109,9 +114,24 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
 
 
 def _labelled_pages(config: EvaluateConfig) -> list[manifest.Page]:
-    images = labelled(config)
-    chosen = of_split(images, config.split or schema.TEST, config.data)
-    return [manifest.Page(chosen.table, chosen.other_files)]
+    images = labelled(replace(config, limit=None))
+    if images.splits_made and config.split is None:
+        trained = fingerprints.load(config.model)
+        limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        provenance = bundle.load_spec(config.model).provenance
+        images, line = held_out(images, trained, provenance, lambda uris: image_facts(uris, limits)["sha256"])
+        say(line)
+    else:
+        images = of_split(images, config.split or schema.TEST, config.data)
+    if config.limit is not None:
+        images = draw(images, config.limit, config.seed, whole=images.splits_made)
+    return [manifest.Page(images.table, images.other_files, images.num_repeated_uris)]
+
+
+def _split_of(rows: pa.Table, config: EvaluateConfig) -> str:
+    """What was evaluated, where nobody said: a place without split folders may have been evaluated whole."""
+    is_whole = config.predictions is not None or rows["split"].null_count == len(rows)
+    return "all" if is_whole else schema.TEST
 
 
 def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str, Any]]:
@@ -131,7 +151,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
     if config.data:
         labels = of_split(labelled(config), config.split or "all", config.data).table
     else:
-        labels = manifest.list_images(config.labels or "").table
+        labels = manifest.list_images(config.labels or "", shared_storage=config.shared_storage).table
         labels = labels.filter(labels["label"].is_valid())
         if config.split not in (None, "all"):
             labels = labels.filter(pc.equal(labels["split"], config.split))
@@ -261,17 +281,8 @@ def _write(
 
 
 def _say_result(result: dict[str, Any], output: str) -> None:
-    at = result["thresholds"][result["verdict_threshold"]]
-    auc = ""
-    if result["roc_auc"] is not None:
-        low, high = result["intervals"]["roc_auc"]
-        auc = f", ROC AUC {result['roc_auc']:.4f} ({low:.4f} to {high:.4f})"
-    say(
-        f"{result['split']}: accuracy {at['accuracy']:.4f}, balanced accuracy {at['balanced_accuracy']:.4f}, F1 of "
-        f"fake {at['f1_fake']:.4f} at {result['verdict_threshold']} ({at['threshold']:.4g}){auc}, on "
-        f"{result['num_scored']:,} images"
-    )
+    show(result_text(result))
     for warning in result["warnings"]:
         say(f"warning: {warning}")
     names = ("report.html", METRICS, "classification_report.txt", "figures", "predictions", RUN)
-    say("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))
+    show("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))

@@ -10,9 +10,12 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from deepfake_ray.alone import is_alone, start_no_helpers
 
 BYTES_PER_TASK = 16 * 1024 * 1024
-BYTES_AHEAD = 16 * BYTES_PER_TASK
-"""What a rank's tasks may have read before it is needed. Without a limit they would read epochs ahead, and take
-the CPUs that the training could use."""
+LEAST_BYTES_AHEAD = 16 * BYTES_PER_TASK
+TASKS_AHEAD_PER_CPU = 8
+STORE_SHARE = 0.5
+"""Of the object store's memory, what reading ahead may take; the rest is for what is in use."""
+MAX_BLOCK_BYTES: int | None = None
+"""None: what a task returns is one block. With a number (Ray's own is 128 MiB) Ray Data would cut a larger one."""
 SECONDS_BETWEEN_STEPS = 0.05, 0.25
 """At least and at most."""
 SHARE_TO_SLEEP = 0.125
@@ -70,8 +73,23 @@ class EndActors(ExecutionCallback):
         self.after_execution_succeeds(executor)
 
 
-def context(cpus: float | None = None) -> DataContext:
-    """A fresh DataContext: quiet; and, where `cpus` are given, in order, within them, and not far ahead."""
+def bytes_ahead(cpus: float, bytes_per_task: int, store_bytes: float) -> int:
+    """What a rank's tasks may have read before it is needed.
+
+    Without a limit they would read epochs ahead, and take the CPUs that the training could use. With too low a one
+    they wait for it: half of it is kept for blocks that were handed over, and the blocks of running tasks, and of
+    those that are done before their turn, count as well. See benchmarks/results/read_ahead_8cpu_20261125.md.
+
+    Args:
+        cpus: that the tasks may hold.
+        bytes_per_task: of the largest block.
+        store_bytes: the rank's share of the cluster's object store.
+    """
+    return int(min(max(LEAST_BYTES_AHEAD, TASKS_AHEAD_PER_CPU * cpus * bytes_per_task), STORE_SHARE * store_bytes))
+
+
+def context(cpus: float | None = None, most_bytes: int = LEAST_BYTES_AHEAD) -> DataContext:
+    """A fresh DataContext: quiet; and, where `cpus` are given, in order, within them, at most so many bytes ahead."""
     if is_alone():
         start_no_helpers()
     fresh = DataContext.get_current().copy()
@@ -80,10 +98,11 @@ def context(cpus: float | None = None) -> DataContext:
     fresh.enable_rich_progress_bars = False
     fresh.memory_usage_poll_interval_s = None  # measuring each task's memory cost a tenth of its time
     fresh.execution_no_progress_timeout_s = -1  # work may wait for nodes, or for other jobs
+    fresh.target_max_block_size = MAX_BLOCK_BYTES
     fresh.custom_execution_callback_classes = [*fresh.custom_execution_callback_classes, Breathe, EndActors]
     fresh.execution_options.preserve_order = cpus is not None
     if cpus is not None:
         fresh.execution_options.resource_limits = ExecutionResources.for_limits(
-            cpu=cpus, object_store_memory=BYTES_AHEAD
+            cpu=cpus, object_store_memory=most_bytes
         )
     return fresh

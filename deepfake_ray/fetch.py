@@ -5,10 +5,18 @@ import re
 
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.s3 import get_object
-from deepfake_ray.storage import REQUEST_TIMEOUT_S, first_line, is_local, object_store, split_uri
+from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local, object_store, open_regular, split_uri
+from deepfake_ray.storage_errors import image_error
 
 REMOTE_REQUESTS = 32
 """Requests in flight for each fetching process."""
+
+
+class TooManyBytesError(ImageError):
+    """A file is larger than what was to be read."""
+
+    num_bytes: int
+    """At least."""
 
 
 def fetch(uri: str, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S) -> bytes:
@@ -25,70 +33,64 @@ def fetch(uri: str, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S) -> byt
     return _fetch_local(uri, max_bytes) if is_local(uri) else _fetch_remote(uri, max_bytes, timeout_s)
 
 
-def _too_large(num_bytes: int, max_bytes: int) -> ImageError:
-    return ImageError(ErrorCode.TOO_LARGE, f"{num_bytes} bytes, over the limit of {max_bytes}")
+def too_many_bytes(num_bytes: int, max_bytes: int) -> TooManyBytesError:
+    """The error of a file that is larger than the limit."""
+    error = TooManyBytesError(ErrorCode.TOO_LARGE, f"{num_bytes} bytes, over the limit of {max_bytes}")
+    error.num_bytes = num_bytes
+    return error
+
+
+def _require_at_most(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise too_many_bytes(num_bytes, max_bytes)
 
 
 def _fetch_local(uri: str, max_bytes: int) -> bytes:
-    path = uri.removeprefix("file://")
+    """All of a regular file. Its size is not trusted: it may grow, and the files of /proc say 0."""
     try:
+        descriptor = open_regular(uri.removeprefix("file://"))
         try:
-            return _read(path, max_bytes)
-        except FileNotFoundError:
-            return _read(_raw(path), max_bytes)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ImageError(ErrorCode.NOT_FOUND, "no such file") from error
-    except PermissionError as error:
-        raise ImageError(ErrorCode.FORBIDDEN, "permission denied") from error
+            num_bytes = os.fstat(descriptor).st_size
+            _require_at_most(num_bytes, max_bytes)
+            data = os.read(descriptor, num_bytes + 1)
+            while len(data) != num_bytes and (piece := os.read(descriptor, _BYTES_AT_ONCE)):
+                data += piece
+                _require_at_most(len(data), max_bytes)
+            return data
+        finally:
+            os.close(descriptor)
     except (OSError, ValueError) as error:
-        raise ImageError(ErrorCode.STORAGE_ERROR, first_line(error)) from error
+        raise image_error(error) from error
 
 
-def _read(path: str | bytes, max_bytes: int) -> bytes:
-    with open(path, "rb") as file:
-        num_bytes = os.fstat(file.fileno()).st_size
-        if num_bytes > max_bytes:
-            raise _too_large(num_bytes, max_bytes)
-        return file.read()
-
-
-def _raw(path: str) -> bytes:
-    """The file name that `listing` wrote with `\\xNN` for bytes that are not UTF-8."""
-    return re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes([int(match[1], 16)]), os.fsencode(path))
+_BYTES_AT_ONCE = 1 << 20
 
 
 def _fetch_remote(uri: str, max_bytes: int, timeout_s: float) -> bytes:
     import obstore
-    from obstore import exceptions
+    from obstore.exceptions import BaseError
 
     bucket, key = split_uri(uri)
-    if uri.startswith("s3://") and not _OBSTORE_PATH.fullmatch(key):
-        return get_object(bucket, key, max_bytes, timeout_s)
     try:
+        if uri.startswith("s3://") and not _OBSTORE_PATH.fullmatch(key):
+            return _get_with_botocore(bucket, key, max_bytes, timeout_s)
         response = obstore.get(object_store(bucket, timeout_s), key)
-        if response.meta["size"] > max_bytes:
-            raise _too_large(response.meta["size"], max_bytes)
+        _require_at_most(response.meta["size"], max_bytes)
         return bytes(response.bytes())
-    except (exceptions.NotFoundError, FileNotFoundError) as error:
-        raise ImageError(ErrorCode.NOT_FOUND, "no such object") from error
-    except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError) as error:
-        raise ImageError(ErrorCode.FORBIDDEN, _said(error)) from error
-    except (exceptions.BaseError, ValueError) as error:
-        raise ImageError(_code_of(str(error)), _said(error)) from error
+    except (BaseError, OSError, ValueError) as error:
+        raise image_error(error) from error
+
+
+def _get_with_botocore(bucket: str, key: str, max_bytes: int, timeout_s: float) -> bytes:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        answer = get_object(bucket, key, timeout_s)
+        _require_at_most(answer["ContentLength"], max_bytes)
+        return bytes(answer["Body"].read())
+    except (BotoCoreError, ClientError) as error:
+        raise image_error(error) from error
 
 
 _OBSTORE_PATH = re.compile(r"(?!\.{1,2}(/|$))[^/\0-\x1f\x7f]+(/(?!\.{1,2}(/|$))[^/\0-\x1f\x7f]+)*")
 """Keys that obstore takes: no control characters; no empty, `.` or `..` segment."""
-
-
-def _code_of(text: str) -> ErrorCode:
-    if "403" in text:
-        return ErrorCode.FORBIDDEN
-    return ErrorCode.TIMEOUT if re.search("timed ?out|timeout", text, re.IGNORECASE) else ErrorCode.STORAGE_ERROR
-
-
-def _said(error: Exception) -> str:
-    """The store's own words, which obstore puts below the request."""
-    text = str(error)
-    found = re.search(r"<Code>(\w+)</Code>(?:\s*<Message>([^<]+)</Message>)?", text)
-    return ": ".join(part for part in found.groups() if part) if found else first_line(error)

@@ -79,7 +79,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], title: str) -> bytes:
             axes.text(
                 column,
                 row,
-                f"{counts[row, column]:,}\n{shares[row, column]:.1%}",
+                f"{counts[row, column]:,}" + (f"\n{shares[row, column]:.1%}" if counts[row].any() else ""),
                 ha="center",
                 va="center",
                 color="white" if shares[row, column] > 0.55 else "black",
@@ -118,7 +118,7 @@ def score_histogram(labels: NDArray[np.int64], p_fake: NDArray[np.float64], thre
     for (name, value), style in zip(thresholds.items(), ("-", "--", "-.", ":"), strict=False):
         axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {value:.3g}")
     axes.set_xlim(0, 1)
-    axes.legend(edgecolor="none", framealpha=1, fontsize=8, loc="upper center")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)  # over the axes it hides thresholds
     return _png(figure)
 
 
@@ -171,7 +171,7 @@ def degradation_curve(rows: Sequence[Mapping[str, Any]], kind: str) -> bytes:
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="center left")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)
     return _png(figure)
 
 

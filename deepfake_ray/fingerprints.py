@@ -7,14 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dct
 
 from deepfake_ray import storage
 from deepfake_ray.errors import ImageError
-from deepfake_ray.images import Limits, decode, sniff
+from deepfake_ray.images import Limits, decode_grey
 
 SIDE = 32
 """Of the grey thumbnail that is hashed, in pixels."""
@@ -31,8 +30,10 @@ SCHEMA = pa.schema(
         pa.field("split", pa.string(), nullable=False),
         pa.field("sha256", pa.string()),
         pa.field("phash", pa.uint64()),
+        pa.field("num_bytes", pa.int64()),
     ]
 )
+"""Earlier bundles do not know num_bytes: it is null there."""
 
 _LOW = dct(np.eye(SIDE), axis=0, norm="ortho")[:FREQUENCIES].astype(np.float32)
 _WEIGHTS = 1 << np.arange(FREQUENCIES**2 - 1, dtype=np.uint64)
@@ -46,13 +47,9 @@ def perceptual_hash(data: bytes, limits: Limits) -> int | None:
     other hashes.
     """
     try:
-        if sniff(data) == "jpeg":
-            # Decoders can give a JPEG at an eighth of its size for a fraction of the time.
-            grey = simplejpeg.decode_jpeg(data, "GRAY", min_height=2 * SIDE, min_width=2 * SIDE)[..., 0]
-            picture = Image.fromarray(grey)
-        else:
-            picture = Image.fromarray(decode(data, limits).pixels).convert("L")
-    except (ImageError, ValueError, MemoryError):
+        # Decoders can give a JPEG at an eighth of its size for a fraction of the time.
+        picture = Image.fromarray(decode_grey(data, limits, 2 * SIDE))
+    except ImageError:
         return None
     small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
     if small.std() < FLAT:

@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from deepfake_ray import memory_limit
+
 SECONDS_BETWEEN_LOOKS = 1.0
 MAX_UNEXPLAINED_DEATHS = 3
 """In one call, with no item to suspect, or in a row while starting."""
@@ -76,14 +78,15 @@ class Isolated:
         worker: `module:Class`; an object is made with `argument`, and called with some work and `Items`.
         argument: for the worker; pickled.
         timeout_s: for one item.
+        decoder_bytes: of memory that it may take beside what it has when it is made; see `memory_limit`.
 
     Raises:
         Exception: what the worker raises, when it is made and when it is called.
         WorkerDiedError: see there.
     """
 
-    def __init__(self, worker: str, argument: Any, *, timeout_s: float = 60.0):
-        self._worker, self._argument = worker, argument
+    def __init__(self, worker: str, argument: Any, *, timeout_s: float = 60.0, decoder_bytes: int | None = None):
+        self._worker, self._argument, self._decoder_bytes = worker, argument, decoder_bytes
         self._timeout_s = timeout_s
         self._memory = os.memfd_create("items")
         self._in_flight = _InFlight(self._memory)
@@ -108,7 +111,7 @@ class Isolated:
         self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)
         theirs.close()
         try:
-            self._connection.send((self._worker, self._argument))
+            self._connection.send((self._worker, self._argument, self._decoder_bytes))
             self._result()
         except (EOFError, ConnectionError):
             return False
@@ -158,6 +161,7 @@ class Isolated:
     def close(self) -> None:
         """End the process."""
         self._end()
+        os.close(self._memory)
 
 
 def _serve(parent: int, connection_fd: int, memory: int) -> None:
@@ -166,11 +170,13 @@ def _serve(parent: int, connection_fd: int, memory: int) -> None:
     connection = Connection(connection_fd)
     in_flight = _InFlight(memory)
     with suppress(EOFError):  # the parent has closed its end
-        name, argument = connection.recv()
+        name, argument, decoder_bytes = connection.recv()
         module, attribute = name.split(":")
         worker = None
         with _failures_sent(connection):
             worker = getattr(importlib.import_module(module), attribute)(argument)
+            if decoder_bytes is not None:
+                memory_limit.limit(decoder_bytes)
             connection.send((True, None))
         while worker is not None:
             work, given_up = connection.recv()

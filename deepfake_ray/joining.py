@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from deepfake_ray import schema, storage
 from deepfake_ray.errors import UserError
+from deepfake_ray.uris import normalised
 
 LABEL_COLUMNS = {"true_label": "label", "split": "split", "source": "source", "group": "group"}
 """Column of the predictions -> of the labels."""
@@ -60,8 +61,10 @@ def join(place: str, labels: pa.Table, output: str) -> dict[str, int]:
     ):
         for batch in data.to_batches():
             num_rows += len(batch)
-            position = pc.index_in(batch["uri"], value_set=uris)
-            table = pa.Table.from_batches([batch]).filter(position.is_valid())
+            table = pa.Table.from_batches([batch])
+            # Earlier versions wrote local paths as their table spelled them.
+            position = pc.index_in(normalised(table["uri"], "/"), value_set=uris).combine_chunks()
+            table = table.filter(position.is_valid())
             position = position.drop_null()
             matched[position.to_numpy()] = True
             for column, label in LABEL_COLUMNS.items():

@@ -5,20 +5,39 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import schema, storage
+from deepfake_ray import folders, schema, storage
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.errors import UserError
-from deepfake_ray.manifest import Manifest, count, list_images
+from deepfake_ray.inventory import is_inventory
+from deepfake_ray.manifest import Manifest, count, list_images, numbered
+from deepfake_ray.progress import say
 from deepfake_ray.schema import FAKE_NAMES, REAL_NAMES, SPLIT_NAMES
-from deepfake_ray.tables import is_inventory, is_table
+from deepfake_ray.tables import is_table
 
 log = logging.getLogger(__name__)
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Labelled(Manifest):
+    """Labelled images of one place; each has a label and a split."""
+
+    place: str = ""
+    splits_made: bool = False
+    """The place names no split: they were made here, by hash."""
+
+    @property
+    def keys(self) -> list[str]:
+        """Of each image, what its split is made of: its place below the data, or, in a table, its whole URI."""
+        return _keys(self.table, self.place)
 
 
 def read_labelled(
@@ -29,7 +48,10 @@ def read_labelled(
     split_by: str = "auto",
     limit: int | None = None,
     seed: int = 0,
-) -> Manifest:
+    shared_storage: bool = False,
+    use_made_splits: bool = True,
+    quiet: bool = True,
+) -> Labelled:
     """The labelled images of a folder, prefix or table; every row has a label and a split.
 
     Args:
@@ -40,61 +62,82 @@ def read_labelled(
             `folder` demands that they are there.
         limit: at most so many images of each split and label together, drawn by `seed`.
         seed: of that draw.
+        shared_storage: a table in a bucket may name local paths.
+        use_made_splits: splits that are made here must have both classes.
+        quiet: do not say what was taken for what.
 
     Raises:
         UserError: see the messages.
     """
     data = storage.absolute(data)
-    manifest = list_images(data)
+    manifest = list_images(data, shared_storage=shared_storage)
     table = manifest.table
-    keys = [uri.removeprefix(f"{data}/") for uri in table["uri"].to_pylist()]
+    keys = _keys(table, data)
+    readings: list[folders.Reading] = []
     if is_inventory(data) or not is_table(data):
-        parts = [_parse_folders(key) for key in keys]
+        readings = [folders.read(os.path.dirname(_below_bucket(key))) for key in keys]
         for name in ("label", "split", "source"):
-            table = _set(table, name, [part[name] for part in parts])
+            table = _set(table, name, [getattr(reading, name) for reading in readings])
+    if not quiet and readings:
+        say(f"folders: {folders.summary(readings)}")
+    given = None
     if labels is not None:
-        table = _override(table, list_images(labels).table)
+        given = list_images(labels, shared_storage=shared_storage).table
+        table = _override(table, given)
+    _refuse_odd(readings, keys, table, given)
     if group_regex is not None:
         table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
     _require_labels(table, data, keys)
+    splits_made = split_by != "folder" and table["split"].null_count == len(table)
     table = _set(table, "split", _splits(table, keys, split_by))
+    found = Labelled(table, manifest.other_files, manifest.num_repeated_uris, data, splits_made)
     if limit is not None:
-        table = _draw(table, keys, limit, seed)
-    _require_classes(table, data)
-    return Manifest(table, manifest.other_files)
+        found = draw(found, limit, seed)
+    _require_both(found.table, data)
+    if use_made_splits or not splits_made:
+        require_both_in_each(found.table)
+    return found
 
 
-def labelled(config: TrainConfig | EvaluateConfig | QuantizeConfig) -> Manifest:
-    """`read_labelled`, as a job is configured."""
-    return read_labelled(
+def labelled(config: TrainConfig | EvaluateConfig | QuantizeConfig) -> Labelled:
+    """`read_labelled`, as a job is configured; says what was taken for what."""
+    found = read_labelled(
         config.data,
         labels=config.labels,
         group_regex=config.group_regex,
         split_by=config.split_by,
         limit=config.limit,
         seed=config.seed,
+        shared_storage=config.shared_storage,
+        use_made_splits=not isinstance(config, EvaluateConfig),
+        quiet=False,
     )
+    if found.num_repeated_uris:
+        say(f"{found.num_repeated_uris:,} rows name an image again: each counts once")
+    return found
+
+
+def split_as(images: Labelled, place: str, group_regex: str | None) -> Labelled:
+    """The same images with the splits that are made of another `place` that holds them, and of these groups."""
+    table = _set(images.table, "split", [None] * len(images.table))
+    if group_regex is not None:
+        table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
+    images = replace(images, table=table, place=place)
+    return replace(images, table=_set(table, "split", _splits(table, images.keys, "auto")))
+
+
+def _keys(table: pa.Table, data: str) -> list[str]:
+    return [uri.removeprefix(f"{data}/") for uri in table["uri"].to_pylist()]
+
+
+def _below_bucket(key: str) -> str:
+    """The bucket of an inventory is no folder of the data."""
+    return storage.split_uri(key)[1] if storage.scheme_of(key) else key
 
 
 def _set(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
     position = table.column_names.index(name)
     return table.set_column(position, schema.MANIFEST.field(name), pa.array(values, pa.string()))
-
-
-def _parse_folders(relative: str) -> dict[str, str | None]:
-    """The class, split and source in the folders above a file; the source is what is left of them."""
-    label: str | None = None
-    split: str | None = None
-    source = []
-    for folder in relative.split("/")[:-1]:
-        name = folder.lower()
-        if label is None and name in REAL_NAMES | FAKE_NAMES:
-            label = schema.CLASSES[schema.FAKE if name in FAKE_NAMES else schema.REAL]
-        elif split is None and name in SPLIT_NAMES:
-            split = SPLIT_NAMES[name]
-        else:
-            source.append(folder)
-    return {"label": label, "split": split, "source": "/".join(source) or None}
 
 
 def _override(table: pa.Table, given: pa.Table) -> pa.Table:
@@ -107,6 +150,29 @@ def _override(table: pa.Table, given: pa.Table) -> pa.Table:
         both = zip(old, found, strict=True)
         table = _set(table, name, [(new[i] or value) if i is not None else value for value, i in both])
     return table
+
+
+def _refuse_odd(
+    readings: Iterable[folders.Reading], keys: Sequence[str], table: pa.Table, given: pa.Table | None
+) -> None:
+    """Folders that speak of a class or a split, but do not say which; a table that says it settles it."""
+    settled: dict[str, set[str]] = {"label": set(), "split": set()}
+    if given is not None:
+        for name, uris in settled.items():
+            uris.update(given.filter(given[name].is_valid())["uri"].to_pylist())
+    odd: dict[str, Counter[str]] = {"label": Counter(), "split": Counter()}
+    for reading, key, uri in zip(readings, keys, table["uri"].to_pylist(), strict=False):
+        for name, why in (("label", reading.odd_label), ("split", reading.odd_split)):
+            if why and uri not in settled[name]:
+                odd[name][f"{why} in {os.path.dirname(key)}"] += 1
+    for name, word in (("label", "class"), ("split", "split")):
+        if odd[name]:
+            known = ", ".join(sorted(SPLIT_NAMES if name == "split" else REAL_NAMES | FAKE_NAMES))
+            found = "; ".join(f"{why} ({number:,} images)" for why, number in odd[name].most_common(EXAMPLES))
+            raise UserError(
+                f"A folder's name must say plainly which {word} its images are of: {found}. Known are {known}, in any "
+                f"letter case. Rename the folder, or give --labels TABLE with a column {name} for its images."
+            )
 
 
 def _groups(uris: Sequence[str], group_regex: str) -> list[str | None]:
@@ -126,8 +192,8 @@ def _require_labels(table: pa.Table, data: str, keys: Sequence[str]) -> None:
     unlabelled = [key for key, label in zip(keys, table["label"].to_pylist(), strict=True) if label is None]
     if not unlabelled:
         return
-    folders = Counter(os.path.dirname(key) or "." for key in unlabelled)
-    found = ", ".join(f"{name} ({count})" for name, count in folders.most_common(5))
+    places = Counter(os.path.dirname(key) or "." for key in unlabelled)
+    found = ", ".join(f"{name} ({count})" for name, count in places.most_common(5))
     raise UserError(
         f"Each image must lie in a class folder, or have a label: {len(unlabelled)} of {len(table)} images in {data} "
         f"do not, in the folders {found}. Known for real: {', '.join(sorted(REAL_NAMES))}; for fake: "
@@ -170,30 +236,38 @@ def _splits(table: pa.Table, keys: Sequence[str], split_by: str) -> list[str]:
     return [str(split) for split in splits]
 
 
-def _draw(table: pa.Table, keys: Sequence[str], limit: int, seed: int) -> pa.Table:
-    """At most `limit` rows of each split, an even share of each label, drawn by hash; the order stays."""
-    luck = np.array([_bucket(f"{seed}/{key}") for key in keys])
-    splits, labels = np.array(table["split"].to_pylist()), np.array(table["label"].to_pylist())
+def draw(images: Labelled, limit: int, seed: int, *, whole: bool = False) -> Labelled:
+    """At most `limit` images of each split (or `whole`, of all), an even share of each label, drawn by hash."""
+    table = images.table
+    luck = np.array([_bucket(f"{seed}/{key}") for key in images.keys])
+    splits = np.array([""] * len(table) if whole else table["split"].to_pylist())
+    labels = np.array(table["label"].to_pylist())
     chosen: list[int] = []
     for split in sorted(set(splits)):
         for position, label in enumerate(schema.CLASSES):
             share = (limit + 1 - position) // 2
             rows = np.flatnonzero((splits == split) & (labels == label))
             chosen.extend(rows[np.argsort(luck[rows], kind="stable")[:share]].tolist())
-    table = table.take(pa.array(sorted(chosen), pa.int64()))
-    return table.set_column(0, schema.MANIFEST.field("row"), pa.array(np.arange(len(table))))
+    return replace(images, table=numbered(table.take(pa.array(sorted(chosen), pa.int64()))))
 
 
-def _require_classes(table: pa.Table, data: str) -> None:
-    counts = count(table)
-    total = {label: sum(split[label] for split in counts.values()) for label in schema.CLASSES}
-    for label, number in total.items():
-        if not number:
+def _require_both(table: pa.Table, data: str) -> None:
+    total = Counter(table["label"].to_pylist())
+    for label in schema.CLASSES:
+        if not total[label]:
             raise UserError(
                 f"There must be images of both classes: {data} has {total['real']} real and {total['fake']} fake; "
                 f"add a folder of {label} images."
             )
-    for split, by_label in counts.items():
+
+
+def require_both_in_each(table: pa.Table) -> None:
+    """Refuse a split without images of one class.
+
+    Raises:
+        UserError: names it.
+    """
+    for split, by_label in count(table).items():
         for label, number in by_label.items():
             if not number:
                 raise UserError(
@@ -202,7 +276,7 @@ def _require_classes(table: pa.Table, data: str) -> None:
                 )
 
 
-def of_split(manifest: Manifest, split: str, data: str) -> Manifest:
+def of_split(manifest: Labelled, split: str, data: str) -> Labelled:
     """The rows of one split, renumbered; `all` keeps every row.
 
     Raises:
@@ -214,5 +288,4 @@ def of_split(manifest: Manifest, split: str, data: str) -> Manifest:
     if not len(table):
         present = ", ".join(count(manifest.table))
         raise UserError(f"The split must have images: {data} has none in {split} (it has {present}); use --split.")
-    table = table.set_column(0, schema.MANIFEST.field("row"), pa.array(np.arange(len(table))))
-    return Manifest(table, manifest.other_files)
+    return replace(manifest, table=numbered(table))

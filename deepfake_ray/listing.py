@@ -2,153 +2,222 @@
 
 import os
 import re
-import tempfile
-import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from fnmatch import translate
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import s3, storage
+from deepfake_ray import bucket_listing, storage
+from deepfake_ray.bucket_listing import PREFIXES_AT_ONCE as PREFIXES_AT_ONCE
 from deepfake_ray.errors import UserError
+from deepfake_ray.files import FILES as FILES
+from deepfake_ray.files import ROWS_PER_PAGE as ROWS_PER_PAGE
+from deepfake_ray.files import Pick as Pick
+from deepfake_ray.files import is_left_out, is_output, page
+from deepfake_ray.progress import say
+from deepfake_ray.storage_errors import remedy, said
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-        *(".avif", ".avifs", ".heic", ".heif", ".jp2", ".jxl", ".psd"),
-    }
-)
-ROWS_PER_PAGE = 8192
-PREFIXES_AT_ONCE = 8
-
-FILES = pa.schema(
-    [
-        pa.field("relative", pa.string(), nullable=False),  # the path below the place that was listed
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("num_bytes", pa.int64()),
-        pa.field("etag", pa.string()),
-        pa.field("mtime", pa.timestamp("us", tz="UTC")),
-    ]
-)
-"""Files or objects, and what the store says of them."""
-
-
-@dataclass(frozen=True)
-class Pick:
-    """Which files of a place are its images: by glob patterns, else by their suffix.
-
-    `*` also stands for `/`. A name without a suffix may be anything, so it is picked: the decoder will say.
-    """
-
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-
-    def __call__(self, relatives: Iterable[str]) -> list[bool]:
-        """Whether each path is picked."""
-        included, excluded = _pattern(self.include), _pattern(self.exclude)
-        return [
-            bool(included.match(path) if self.include else _may_be_image(path))
-            and not (self.exclude and excluded.match(path))
-            for path in relatives
-        ]
-
-
-def _pattern(globs: Sequence[str]) -> re.Pattern[str]:
-    return re.compile("|".join(translate(glob) for glob in globs))
-
-
-def _may_be_image(relative: str) -> bool:
-    suffix = os.path.splitext(relative)[1].lower()
-    return not suffix or suffix in IMAGE_SUFFIXES
+Names = tuple[pa.Array, pa.Array]
+"""Of the files and of the folders in a folder, sorted."""
 
 
 def files_in(place: str, *, at_once: int = PREFIXES_AT_ONCE) -> Iterator[pa.Table]:
-    """Pages of `FILES`, at most `ROWS_PER_PAGE` rows each, in the order of the names.
+    """Pages of `FILES`, at most `ROWS_PER_PAGE` rows each, in the order of the names; each file once.
+
+    Hidden files, systems' own folders (`@eaDir`, `lost+found` ...) and outputs of earlier jobs are left out. A folder
+    below the place that cannot be read costs no other: its row ends with `/`, and a line says it.
 
     Args:
-        place: a folder, an `s3://` or `gs://` prefix, or one file. Hidden files are left out.
+        place: a folder, an `s3://` or `gs://` prefix, or one file.
         at_once: prefixes of S3 that are listed at the same time, where the keys have several. What one of them gives
             waits on the disk for its turn.
 
     Raises:
         UserError: no such place, or it cannot be listed.
     """
-    if not storage.exists(place):
-        raise UserError(f"The images must be there: {place} does not exist; check the path.")
+    _require_no_container(place)
+    is_local = storage.is_local(place)
+    if is_local and not os.path.lexists(place):
+        raise _absent(place)
     try:
-        if not storage.is_local(place):
-            yield from _list_remote(place, at_once)
-        elif os.path.isfile(place):
-            yield _page([(os.path.basename(place), place, *_stat(os.fsencode(place)))])
+        if not is_local:
+            num_files = 0
+            for files in bucket_listing.list_remote(place, at_once):
+                num_files += len(files)
+                yield files
+            if not num_files and not storage.exists(place):
+                raise _absent(place)
+        elif os.path.isdir(place):
+            yield from _Walk(place).pages()
         else:
-            yield from _list_local(place)
-    except OSError as error:
+            yield page([(os.path.basename(place), place, *_stat(os.fsencode(place)))])
+    except bucket_listing.failures() as error:
         raise UserError(
-            f"The images must be listable: {place} is not ({storage.first_line(error)}); check the permissions, and "
-            "for a bucket its name, AWS_ENDPOINT_URL and the credentials in the environment."
+            f"The images must be listable: {place} is not ({said(error)}); {remedy(place, error)}."
         ) from error
 
 
-def _page(rows: Sequence[tuple[Any, ...]]) -> pa.Table:
-    columns = zip(*rows, strict=True) if rows else [()] * len(FILES)
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, FILES, strict=True)], schema=FILES)
+_CONTAINERS = {
+    "an archive": (re.compile(r"\.(zip|tar|tgz|tbz2?|txz|7z|rar|gz|bz2|xz|zst)$"), "unpack it and give the folder"),
+    "a video": (re.compile(r"\.(mp4|m4v|mov|avi|mkv|webm|mpe?g|wmv)$"), "videos are not read yet: take frames from it"),
+    "a table of a kind that is not read": (
+        re.compile(r"\.(jsonl?|ndjson|xlsx?|feather|arrow|orc|avro)$"),
+        "write it as Parquet, as CSV with a column uri, or as .txt with a URI in each line",
+    ),
+}
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+def _require_no_container(place: str) -> None:
+    """Refuse one file that holds images, or their names, in a way that is not read."""
+    if storage.is_local(place) and os.path.isdir(place):
+        return
+    for kind, (suffixes, advice) in _CONTAINERS.items():
+        if suffixes.search(place.lower()):
+            raise UserError(f"The images must be files of their own or in a table: {place} is {kind}; {advice}.")
+
+
+def _absent(place: str) -> UserError:
+    advice = "check the path"
+    if re.search(r"[*?\[]", place):
+        advice = "where it is a pattern, write it without quotes, or give the folder and --include 'PATTERN'"
+    return UserError(f"The images must be there: {place} does not exist; {advice}.")
 
 
 # --- this machine
 
 
-def _list_local(root: str) -> Iterator[pa.Table]:
-    """Depth first, names in order, so that the same folder always gives the same manifest."""
-    stack = [b""]
-    while stack:
-        folder = stack.pop()
-        files, folders = _names_in(os.path.join(os.fsencode(root), folder))
-        for start in range(0, len(files), ROWS_PER_PAGE):
-            rows = []
-            for name in files[start : start + ROWS_PER_PAGE].to_pylist():
-                relative = os.path.join(folder, name)
-                text = _text(relative)
-                rows.append((text, os.path.join(root, text), *_stat(os.path.join(os.fsencode(root), relative))))
-            yield _page(rows)
-        stack.extend(os.path.join(folder, name) for name in reversed(folders.to_pylist()))
+@dataclass
+class _Walk:
+    """Goes through a folder: depth first, names in order, so that the same folder always gives the same manifest."""
 
+    root: str
+    _unreadable: list[tuple[str, OSError]] = field(default_factory=list)
+    _num_links: int = 0
+    _outputs: list[str] = field(default_factory=list)
+    _elsewhere: set[tuple[int, int]] = field(default_factory=set)
+    """Device and inode of folders outside the root that links led to."""
 
-def _names_in(folder: bytes) -> tuple[pa.Array, pa.Array]:
-    """The names of the files and of the folders in a folder, sorted; as Arrow arrays, a tenth of Python's objects."""
-    kinds: dict[bool, list[pa.Array]] = {False: [], True: []}
-    pending: dict[bool, list[bytes]] = {False: [], True: []}
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_hidden(os.fsdecode(entry.name)):
+    def pages(self) -> Iterator[pa.Table]:
+        """Pages of `FILES`.
+
+        Raises:
+            OSError: the root cannot be read.
+        """
+        self._top = os.fsencode(self.root)
+        self._real_top = os.path.realpath(self._top)
+        stack = [(b"", False)]  # and whether it lies outside the root
+        while stack:
+            folder, is_elsewhere = stack.pop()
+            if folder:
+                is_elsewhere = is_elsewhere or os.path.islink(os.path.join(self._top, folder))
+                if is_elsewhere and self._is_listed_otherwise(folder):
+                    self._num_links += 1
+                    continue
+            try:
+                files, folders = self._names_in(os.path.join(self._top, folder))
+            except OSError as error:
+                if not folder:
+                    raise
+                self._unreadable.append((_text(folder), error))
+                yield self._passed_over(folder)
                 continue
-            is_folder = entry.is_dir()
-            if is_folder and entry.is_symlink() and _leads_back(entry.path):
+            if folder and _is_output(files, folders):
+                self._outputs.append(_text(folder))
+                yield self._passed_over(folder)
                 continue
-            pending[is_folder].append(entry.name)
-            if len(pending[is_folder]) >= ROWS_PER_PAGE:
-                kinds[is_folder].append(pa.array(pending[is_folder], pa.large_binary()))
-                pending[is_folder] = []
-    arrays = []
-    for is_folder in (False, True):
-        names = pa.concat_arrays([*kinds[is_folder], pa.array(pending[is_folder], pa.large_binary())])
-        arrays.append(names.take(pc.sort_indices(names)))
-    return arrays[0], arrays[1]
+            for start in range(0, len(files), ROWS_PER_PAGE):
+                yield page([self._row(folder, name) for name in files[start : start + ROWS_PER_PAGE].to_pylist()])
+            stack.extend((os.path.join(folder, name), is_elsewhere) for name in reversed(folders.to_pylist()))
+        self._say()
+
+    def _names_in(self, folder: bytes) -> Names:
+        """Names as Arrow arrays: a tenth of Python's objects."""
+        kinds: dict[bool, list[pa.Array]] = {False: [], True: []}
+        pending: dict[bool, list[bytes]] = {False: [], True: []}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_left_out(os.fsdecode(entry.name)):
+                    continue
+                is_folder = _is_folder(entry)
+                pending[is_folder].append(entry.name)
+                if len(pending[is_folder]) >= ROWS_PER_PAGE:
+                    kinds[is_folder].append(pa.array(pending[is_folder], pa.large_binary()))
+                    pending[is_folder] = []
+        arrays = []
+        for is_folder in (False, True):
+            names = pa.concat_arrays([*kinds[is_folder], pa.array(pending[is_folder], pa.large_binary())])
+            arrays.append(names.take(pc.sort_indices(names)))
+        return arrays[0], arrays[1]
+
+    def _is_listed_otherwise(self, folder: bytes) -> bool:
+        """Whether a link, or a folder reached through one, leads to files that are listed at another place.
+
+        Of several ways to a folder in the root, its own counts and links do not: they must not give it other labels.
+        """
+        path = os.path.join(self._top, folder)
+        if os.path.islink(path):
+            target = os.path.realpath(path)
+            if _lies_in(self._real_top, target):
+                return True
+            if _lies_in(target, self._real_top) and not is_left_out(_text(os.path.relpath(target, self._real_top))):
+                return True
+        try:
+            found = os.stat(path)
+        except OSError:
+            return False
+        identity = found.st_dev, found.st_ino
+        if identity in self._elsewhere:
+            return True
+        self._elsewhere.add(identity)
+        return False
+
+    def _row(self, folder: bytes, name: bytes) -> tuple[Any, ...]:
+        relative = os.path.join(folder, name)
+        text = _text(relative)
+        return text, os.path.join(self.root, text), *_stat(os.path.join(self._top, relative))
+
+    def _passed_over(self, folder: bytes) -> pa.Table:
+        text = _text(folder)
+        return page([(f"{text}/", f"{os.path.join(self.root, text)}/", None, None, None)])
+
+    def _say(self) -> None:
+        if self._unreadable:
+            folder, error = self._unreadable[0]
+            say(
+                f"passed over in {self.root}: {_folders(len(self._unreadable))} that cannot be read, such as {folder} "
+                f"({error.strerror or said(error)}); they are among the manifest's other files"
+            )
+        if self._outputs:
+            say(
+                f"passed over in {self.root}: {_folders(len(self._outputs))} that a job of this program wrote, such as "
+                f"{self._outputs[0]}"
+            )
+        if self._num_links:
+            say(f"passed over in {self.root}: {self._num_links:,} links to folders that are listed at another place")
 
 
-def _leads_back(link: bytes) -> bool:
-    """Whether a link to a folder points to one that it lies in: following it would never end."""
-    target = os.path.realpath(link)
-    return os.path.commonpath([target, os.path.realpath(os.path.dirname(link))]) == target
+def _is_output(files: pa.Array, folders: pa.Array) -> bool:
+    if max(len(files), len(folders)) >= ROWS_PER_PAGE:
+        return False
+    return is_output(*([os.fsdecode(name) for name in names.to_pylist()] for names in (files, folders)))
+
+
+def _folders(number: int) -> str:
+    return f"{number:,} folder{'' if number == 1 else 's'}"
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or through a folder that is not ours: reading it will say why not
+        return False
+
+
+def _lies_in(path: bytes, folder: bytes) -> bool:
+    return os.path.commonpath([path, folder]) == folder
 
 
 def _text(path: bytes) -> str:
@@ -156,114 +225,13 @@ def _text(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-def _stat(path: bytes) -> tuple[int, None, datetime]:
+def _stat(path: bytes) -> tuple[int | None, None, datetime | None]:
     """num_bytes, etag, mtime."""
-    try:
-        stat = os.stat(path)
-    except OSError:  # a dangling link: it is listed, and reading it will say why not
-        stat = os.lstat(path)
-    return stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC)
-
-
-# --- object stores
-
-
-def _list_remote(root: str, at_once: int) -> Iterator[pa.Table]:
-    bucket, prefix = storage.split_uri(root)
-    if not bucket.startswith("s3://"):
-        yield from _list_store(bucket, prefix)
-        return
-    start = f"{prefix}/" if prefix else ""
-    if at_once > 1:
-        folders, page = _folders(bucket, start)
-        if len(folders) > 1:
-            yield _objects(page.get("Contents", ()), bucket, start)
-            yield from _list_folders(bucket, start, folders, at_once)
-            return
-    num_keys = 0
-    for page in s3.pages(bucket, start):
-        num_keys += len(page.get("Contents", ()))
-        yield _objects(page.get("Contents", ()), bucket, start)
-    if prefix and not num_keys:
-        yield from _list_exact(bucket, prefix)
-
-
-def _list_exact(bucket: str, key: str) -> Iterator[pa.Table]:
-    """The object of that very key: `--images s3://bucket/one.jpg`."""
-    for page in s3.pages(bucket, key):
-        for found in page.get("Contents", ()):
-            if found["Key"] == key:
-                yield _page([_row(found, bucket, key.rsplit("/", 1)[-1])])
-        return  # it sorts before all that begin with it
-
-
-def _row(found: dict[str, Any], bucket: str, relative: str) -> tuple[Any, ...]:
-    return relative, f"{bucket}/{found['Key']}", found["Size"], found["ETag"].strip('"'), found["LastModified"]
-
-
-def _objects(contents: Iterable[dict[str, Any]], bucket: str, start: str) -> pa.Table:
-    rows = []
-    for found in contents:
-        relative = found["Key"][len(start) :]
-        is_folder = not relative or relative.endswith("/")  # consoles make empty objects for folders
-        if not is_folder and not any(_is_hidden(part) for part in relative.split("/")):
-            rows.append(_row(found, bucket, relative))
-    return _page(rows)
-
-
-def _folders(bucket: str, start: str) -> tuple[list[str], dict[str, Any]]:
-    """The folders right below a prefix, if one page of the listing holds them all; and that page."""
-    page = next(s3.pages(bucket, start, one_level=True), {})
-    folders = [found["Prefix"] for found in page.get("CommonPrefixes", ())]
-    if page.get("IsTruncated"):
-        return [], page
-    if len(folders) == 1 and not page.get("Contents"):
-        return _folders(bucket, folders[0])
-    return folders, page
-
-
-def _list_folders(bucket: str, start: str, folders: Sequence[str], at_once: int) -> Iterator[pa.Table]:
-    """Several prefixes at a time; each is written to a file of its own, and given on in the order of the names."""
-    stopped = threading.Event()
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(at_once) as threads:
-
-        def spool(index: int) -> str:
-            path = os.path.join(scratch, str(index))
-            options = pa.ipc.IpcWriteOptions(compression="zstd")
-            with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, FILES, options=options) as writer:
-                for page in s3.pages(bucket, folders[index]):
-                    if stopped.is_set():
-                        break
-                    writer.write_table(_objects(page.get("Contents", ()), bucket, start))
-            return path
-
-        pending: deque[Future[str]] = deque()
+    asked: tuple[Callable[[bytes], os.stat_result], ...] = (os.stat, os.lstat)  # for a dangling link, its own
+    for ask in asked:
         try:
-            for index in range(len(folders)):
-                pending.append(threads.submit(spool, index))
-            while pending:
-                path = pending.popleft().result()
-                with pa.OSFile(path) as file:
-                    for batch in pa.ipc.open_stream(file):
-                        yield pa.Table.from_batches([batch])
-                os.unlink(path)
-        finally:
-            stopped.set()
-            for future in pending:
-                future.cancel()
-
-
-def _list_store(bucket: str, prefix: str) -> Iterator[pa.Table]:
-    import obstore
-
-    try:
-        for page in obstore.list(storage.object_store(bucket), prefix or None, chunk_size=1000):
-            rows = []
-            for found in page:
-                relative = found["path"][len(prefix) :].lstrip("/") or found["path"].rsplit("/", 1)[-1]
-                if not any(_is_hidden(part) for part in relative.split("/")):
-                    uri = f"{bucket}/{found['path']}"
-                    rows.append((relative, uri, found["size"], found["e_tag"], found["last_modified"]))
-            yield _page(rows)
-    except obstore.exceptions.BaseError as error:
-        raise OSError(storage.first_line(error)) from error
+            found = ask(path)
+        except OSError:
+            continue
+        return found.st_size, None, datetime.fromtimestamp(found.st_mtime, UTC)
+    return None, None, None  # it went meanwhile: it is listed, and reading it will say why not

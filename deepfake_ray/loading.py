@@ -1,23 +1,20 @@
 """URIs -> prepared pixels, with what is known of each file: fetch, decode and prepare together. Knows no Ray."""
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
-from typing import TypeVar
+from dataclasses import dataclass, field
 
+from deepfake_ray.allocator import give_back_freed_memory
 from deepfake_ray.degradations import DEGRADATIONS
-from deepfake_ray.errors import ImageError
-from deepfake_ray.fetch import REMOTE_REQUESTS, fetch
-from deepfake_ray.fingerprints import perceptual_hash
-from deepfake_ray.images import Limits, Pixels, decode, header
+from deepfake_ray.errors import ErrorCode, ImageError
+from deepfake_ray.fetch import fetch
+from deepfake_ray.images import Limits, Pixels, decode
+from deepfake_ray.memory_limit import renew
 from deepfake_ray.preparation import CENTER, Place, Preparation, prepare
+from deepfake_ray.read_ahead import fetch_ahead
 from deepfake_ray.stopwatch import Stopwatch
 from deepfake_ray.storage import REQUEST_TIMEOUT_S, is_local
-
-T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
@@ -34,7 +31,7 @@ class Loaded:
     height: int | None = None
     jpeg_quality: int | None = None
     phash: int | None = None
-    """See `perceptual_hash`; by `read_facts` alone."""
+    """See `perceptual_hash`; by `facts` alone."""
     logit: float | None = None
     """The score, where one is known already: then there are no crops."""
 
@@ -83,38 +80,34 @@ class Loader:
             places: of one crop for each image, instead of the loader's.
         """
 
-        def read(position: int) -> bytes | ImageError:
-            return self._read(uris[position])
+        renew()
 
-        def decoded(position: int, data: bytes | ImageError) -> Loaded:
+        def loaded(position: int, data: bytes | ImageError) -> Loaded:
             with self.stopwatch.at("decode"):
-                return self._decoded(data, self.places if places is None else (places[position],))
+                found = self._decoded(data, self.places if places is None else (places[position],))
+                if _may_have_taken_much(found):
+                    give_back_freed_memory()
+                return found
 
         if all(is_local(uri) for uri in uris):
             for position in range(len(uris)):
                 with watch(position):
                     with self.stopwatch.at("fetch"):
-                        data = read(position)
-                    loaded = decoded(position, data)
-                yield loaded
+                        data = fetched(uris[position], self.limits)
+                    image = loaded(position, data)
+                yield image
             return
-        ahead = _ahead(read, len(uris), REMOTE_REQUESTS)
+        ahead = fetch_ahead(lambda i, most: fetch(uris[i], most, self.timeout_s), len(uris), self.limits.max_bytes)
         for position in range(len(uris)):
             with self.stopwatch.at("fetch"):
                 data = next(ahead)
             with watch(position):
-                loaded = decoded(position, data)
-            yield loaded
-
-    def _read(self, uri: str) -> bytes | ImageError:
-        try:
-            return fetch(uri, self.limits.max_bytes, self.timeout_s)
-        except ImageError as error:
-            return error
+                image = loaded(position, data)
+            yield image
 
     def _decoded(self, data: bytes | ImageError, places: Sequence[Place]) -> Loaded:
         if isinstance(data, ImageError):
-            return Loaded(error=data)
+            return Loaded(error=forgetful(data))
         sha256 = hashlib.sha256(data).hexdigest()
         known = None if self.recall is None else self.recall(sha256)
         if known is not None:
@@ -122,12 +115,13 @@ class Loader:
         try:
             # What happens to an image on its way happens to all of it.
             image = decode(data, self.limits, None if self.degradations else self.preparation.enough)
-        except ImageError as error:
-            return Loaded(error=error, sha256=sha256, num_bytes=len(data))
-        return Loaded(
-            crops=tuple(
+            crops = tuple(
                 prepare(pixels, self.preparation, place) for pixels in self._variants(image.pixels) for place in places
-            ),
+            )
+        except (ImageError, MemoryError) as error:
+            return _failed(data, sha256, error if isinstance(error, ImageError) else _out_of_memory())
+        return Loaded(
+            crops=crops,
             sha256=sha256,
             num_bytes=len(data),
             format=image.format,
@@ -143,41 +137,53 @@ class Loader:
             yield DEGRADATIONS[name].apply(pixels)
 
 
-def read_facts(uris: Sequence[str], limits: Limits) -> Iterator[Loaded]:
-    """What files tell, and what the picture is near to, in the order of `uris`; `error` where one cannot be fetched.
-
-    A file that is no image has neither format nor size.
-    """
-
-    def read(position: int) -> Loaded:
-        try:
-            data = fetch(uris[position], limits.max_bytes)
-        except ImageError as error:
-            return Loaded(error=error)
-        found = header(data)
-        facts = {} if found is None else {**asdict(found), "phash": perceptual_hash(data, limits)}
-        return Loaded(sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data), **facts)
-
-    at_once = 1 if all(is_local(uri) for uri in uris) else REMOTE_REQUESTS
-    yield from _ahead(read, len(uris), at_once)
+def fetched(uri: str, limits: Limits) -> bytes | ImageError:
+    """The bytes of a local file, or why there are none."""
+    try:
+        return fetch(uri, limits.max_bytes)
+    except ImageError as error:
+        return error
+    except MemoryError:
+        return _out_of_memory()
 
 
-def _ahead(function: Callable[[int], T], number: int, num_threads: int) -> Iterator[T]:
-    """`map(function, range(number))` with threads, in order, at most twice as many results ahead as threads.
+def _out_of_memory() -> ImageError:
+    return ImageError(ErrorCode.TOO_LARGE, "the decoder ran out of memory")
 
-    Work is handed out in bursts, one item for each thread: a request that is alone on the way costs client and server
-    twice as much CPU as one of many (benchmarks/results/scoring_2cpu_20261122.md).
-    """
-    pending: deque[Future[T]] = deque()
-    next_one = 0
-    with ThreadPoolExecutor(num_threads) as threads:
-        try:
-            while pending or next_one < number:
-                if len(pending) <= num_threads:
-                    burst = range(next_one, min(next_one + num_threads, number))
-                    pending.extend(threads.submit(function, position) for position in burst)
-                    next_one += len(burst)
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()
+
+def _failed(data: bytes, sha256: str, error: ImageError) -> Loaded:
+    # What is no image may be anybody's file: nothing is told of it but its size.
+    is_image = error.code is not ErrorCode.NOT_AN_IMAGE
+    return Loaded(error=forgetful(error), sha256=sha256 if is_image else None, num_bytes=len(data))
+
+
+def forgetful(error: ImageError) -> ImageError:
+    """The error without the frames that it went through, which hold the file and its pixels for as long as it lives."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+def given_up(reason: str) -> ImageError:
+    """The error of an image that a worker was told not to touch again: see `isolation.Items`."""
+    return ImageError(ErrorCode.TIMEOUT if reason.startswith("took") else ErrorCode.DECODER_CRASHED, reason)
+
+
+BYTES_PER_PIXEL = 40
+"""Decoders and conversions took up to 20 (a PNG with alpha: pixels, their copy, and the picture over white)."""
+SLACK_BYTES = 1 << 30
+"""For all that is not pixels: files that are fetched ahead, their copies, libraries that are loaded late."""
+
+
+def decoder_bytes(limits: Limits) -> int:
+    """What decoding within some limits may take."""
+    return SLACK_BYTES + limits.max_bytes + BYTES_PER_PIXEL * limits.max_pixels
+
+
+PIXELS_OF_A_LARGE_IMAGE = 16_000_000
+"""Beyond these, what decoding took is given back. It took 1.9 GiB for 99 million pixels, and milliseconds to give."""
+
+
+def _may_have_taken_much(image: Loaded) -> bool:
+    if image.error is not None:
+        return image.error.code is ErrorCode.TOO_LARGE
+    return (image.width or 0) * (image.height or 0) > PIXELS_OF_A_LARGE_IMAGE

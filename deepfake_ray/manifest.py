@@ -4,7 +4,6 @@ A manifest directory holds `part-*.parquet` in row order, and `_other_files.parq
 is none. It is written as it is listed, so its size does not matter to the memory of who writes it.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,46 +13,21 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepfake_ray import schema, storage
+from deepfake_ray.digest import Digest
 from deepfake_ray.errors import UserError
+from deepfake_ray.inventory import inventory_pages, is_inventory
 from deepfake_ray.listing import PREFIXES_AT_ONCE, Pick, files_in
-from deepfake_ray.tables import inventory_pages, is_inventory, is_table, manifest_rows, table_pages
+from deepfake_ray.repetition import Distinct, hashes_of, repeated
+from deepfake_ray.tables import is_table, manifest_rows, table_pages
 
 OTHER_FILES = "_other_files.parquet"
 ROWS_PER_GROUP = 8192
 ROWS_PER_FILE = 128 * ROWS_PER_GROUP
-
-
-class _Digest:
-    """A hash over row, uri, label, split, source, group and num_bytes; a file-like object that Arrow writes to."""
-
-    closed = False
-    columns = ("row", "uri", "label", "split", "source", "group", "num_bytes")
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def update(self, group: pa.Table) -> None:
-        """Add a row group: tables must be cut into them alike to have the same hash."""
-        columns = group.select(self.columns).combine_chunks()
-        with pa.ipc.new_stream(pa.PythonFile(self, mode="w"), columns.schema) as writer:
-            writer.write_table(columns)
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-    def write(self, data: bytes) -> int:
-        self._digest.update(data)
-        return len(data)
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,11 +39,13 @@ class Manifest:
 
     table: pa.Table
     other_files: Sequence[str] = ()
+    num_repeated_uris: int = 0
+    """Rows that named an image again; the first row of each stayed."""
 
     @property
     def sha256(self) -> str:
         """Names the set of images: see `Listed.sha256`."""
-        digest = _Digest()
+        digest = Digest()
         for start in range(0, len(self.table), ROWS_PER_GROUP):
             digest.update(self.table.slice(start, ROWS_PER_GROUP))
         return digest.hexdigest()
@@ -81,15 +57,26 @@ class Page:
 
     rows: pa.Table
     other_files: Sequence[str] = ()
+    num_repeated_uris: int = 0
+    """Left out of it already."""
+
+
+def numbered(table: pa.Table, first: int = 0) -> pa.Table:
+    """The same rows of `schema.MANIFEST`, whose `row` counts from `first` on."""
+    rows = pa.array(np.arange(first, first + len(table)))
+    return table.set_column(0, schema.MANIFEST.field("row"), rows)
 
 
 # --- listing
 
 
-def pages_of(places: Sequence[str], *, pick: Pick | None = None, limit: int | None = None) -> Iterator[Page]:
+def pages_of(
+    places: Sequence[str], *, pick: Pick | None = None, limit: int | None = None, shared_storage: bool = False
+) -> Iterator[Page]:
     """The images of folders, `s3://` prefixes, single files, tables of URIs or S3 Inventories, page by page.
 
-    Labels are not inferred from folders; a table's are kept.
+    Labels are not inferred from folders; a table's are kept. An image may come again, as places may overlap. A table
+    in a bucket may name local paths only on `shared_storage`.
 
     Raises:
         UserError: no such place, one without an image, or a table without a column `uri`.
@@ -97,7 +84,7 @@ def pages_of(places: Sequence[str], *, pick: Pick | None = None, limit: int | No
     left = limit
     for place in map(storage.absolute, places):
         num_images, others = 0, 0
-        for page in _pages_of_place(place, pick or Pick(), limit):
+        for page in _pages_of_place(place, pick or Pick(), limit, shared_storage):
             rows = page.rows if left is None else page.rows.slice(0, left)
             num_images, others = num_images + len(rows), others + len(page.other_files)
             yield Page(rows, page.other_files)
@@ -112,17 +99,17 @@ def pages_of(places: Sequence[str], *, pick: Pick | None = None, limit: int | No
             )
 
 
-def _pages_of_place(place: str, pick: Pick, limit: int | None) -> Iterator[Page]:
+def _pages_of_place(place: str, pick: Pick, limit: int | None, shared_storage: bool) -> Iterator[Page]:
     if is_table(place) and not is_inventory(place):
         # Being in the table makes it an image, whatever its suffix is.
         pick = replace(pick, include=pick.include or ("*",))
-        for rows in table_pages(place):
+        for rows in table_pages(place, shared_storage=shared_storage):
             yield Page(rows.filter(pa.array(pick(rows["uri"].to_pylist()), pa.bool_())))
         return
     # All of the first prefix is listed before its first image is given on: too much for a few.
     at_once = PREFIXES_AT_ONCE if limit is None else 1
     for files in inventory_pages(place) if is_inventory(place) else files_in(place, at_once=at_once):
-        chosen = np.array(pick(files["relative"].to_pylist()), bool)
+        chosen = np.array(pick.of_files(files), bool)
         others = files["uri"].filter(pa.array(~chosen)).to_pylist()
         yield Page(rows_of(files.filter(pa.array(chosen))), others)
 
@@ -133,29 +120,23 @@ def rows_of(files: pa.Table) -> pa.Table:
 
 
 def of_pages(pages: Iterable[Page]) -> Manifest:
-    """The manifest that some pages are, in memory.
+    """The manifest that some pages are, in memory; each URI once.
 
     Raises:
-        UserError: a URI is named twice.
+        UserError: a URI is named again with another label or split.
     """
     found = list(pages)
     table = pa.concat_tables([schema.MANIFEST.empty_table(), *(page.rows for page in found)]).combine_chunks()
-    repeated = [uri for uri, number in Counter(table["uri"].to_pylist()).items() if number > 1]
-    if repeated:
-        raise _repeats(repeated[0])
-    table = table.set_column(0, schema.MANIFEST.field("row"), pa.array(np.arange(len(table))))
-    return Manifest(table, [uri for page in found for uri in page.other_files])
+    distinct = Distinct(repeated([hashes_of(table["uri"])]))
+    table = numbered(distinct(table))
+    distinct.require_agreement()
+    num_repeated = distinct.num_repeated + sum(page.num_repeated_uris for page in found)
+    return Manifest(table, [uri for page in found for uri in page.other_files], num_repeated)
 
 
-def list_images(place: str) -> Manifest:
+def list_images(place: str, *, shared_storage: bool = False) -> Manifest:
     """All images of one place, in memory: see `pages_of`."""
-    return of_pages(pages_of([place]))
-
-
-def _repeats(uri: str) -> UserError:
-    return UserError(
-        f"Each image must be named once: {uri} is named twice; remove the repetitions from what is listed."
-    )
+    return of_pages(pages_of([place], shared_storage=shared_storage))
 
 
 def count(table: pa.Table) -> dict[str, dict[str, int]]:
@@ -176,10 +157,14 @@ class Listed:
     num_other_files: int
     sha256: str
     """Names the set of images: over row, uri, label, split, source, group and num_bytes."""
+    num_repeated_uris: int = 0
+    """Rows that named an image again and are not in it."""
 
 
 class Writer:
     """Writes a manifest directory page by page; holds a row group, and 8 bytes a row to notice repeated URIs.
+
+    What names an image again is left out at the end, by writing the manifest once more: only then is it known.
 
     A context manager; nothing that was not finished with `close` should be read.
     """
@@ -190,7 +175,8 @@ class Writer:
         self._num_pending = 0
         self._num_rows = 0
         self._num_others = 0
-        self._digest = _Digest()
+        self._num_repeated = 0
+        self._digest = Digest()
         self._keys: list[NDArray[np.uint64]] = []
         self._part = ExitStack()
         self._writer: pq.ParquetWriter | None = None
@@ -214,6 +200,7 @@ class Writer:
 
     def add(self, page: Page) -> None:
         """Append rows; `row` is numbered here."""
+        self._num_repeated += page.num_repeated_uris
         if page.other_files:
             self._add_others(page.other_files)
         if len(page.rows):
@@ -226,22 +213,38 @@ class Writer:
         """Finish the files.
 
         Raises:
-            UserError: a URI was named twice.
+            UserError: a URI was named again with another label or split.
         """
+        self._finish()
+        suspects = repeated(self._keys)
+        if not len(suspects):
+            return Listed(self._num_rows, self._num_others, self._digest.hexdigest(), self._num_repeated)
+        self._keys = []
+        distinct = Distinct(suspects)
+        parts = _parts(self._uri)
+        # Row groups only move to the front, so that a part is replaced after all of it was read.
+        with Writer(self._uri) as writer:
+            for rows in read_columns(self._uri, schema.MANIFEST.names):
+                writer.add(Page(distinct(rows)))
+            writer._finish()
+        distinct.require_agreement()
+        for part in parts[-(-writer._num_rows // ROWS_PER_FILE) :]:
+            storage.delete(part)
+        number = self._num_repeated + distinct.num_repeated
+        return Listed(writer._num_rows, self._num_others, writer._digest.hexdigest(), number)
+
+    def _finish(self) -> None:
         if self._num_pending:
             self._write_group()
         for files in (self._part, self._others):
             files.close()
-        self._refuse_repeats()
-        return Listed(self._num_rows, self._num_others, self._digest.hexdigest())
 
     def _write_group(self) -> None:
         pending = pa.concat_tables(self._pending)
         group, rest = pending.slice(0, ROWS_PER_GROUP).combine_chunks(), pending.slice(ROWS_PER_GROUP)
-        rows = pa.array(np.arange(self._num_rows, self._num_rows + len(group)))
-        group = group.set_column(0, schema.MANIFEST.field("row"), rows)
+        group = numbered(group, self._num_rows)
         self._digest.update(group)
-        self._keys.append(pd.util.hash_array(group["uri"].to_numpy()))
+        self._keys.append(hashes_of(group["uri"]))
         if self._num_rows % ROWS_PER_FILE == 0:
             self._part.close()
             place = storage.join(self._uri, f"part-{self._num_rows // ROWS_PER_FILE:05d}.parquet")
@@ -258,19 +261,6 @@ class Writer:
         self._other_writer.write_table(table)
         self._num_others += len(uris)
 
-    def _refuse_repeats(self) -> None:
-        keys = np.sort(np.concatenate([np.empty(0, np.uint64), *self._keys]))
-        repeated = keys[1:][keys[1:] == keys[:-1]]
-        if not len(repeated):
-            return
-        seen: set[str] = set()  # few: different URIs of one hash are a matter of luck, as are they all
-        for rows in read_columns(self._uri, ["uri"]):
-            suspects = np.isin(pd.util.hash_array(rows["uri"].to_numpy()), repeated)
-            for uri in rows["uri"].filter(pa.array(suspects)).to_pylist():
-                if uri in seen:
-                    raise _repeats(uri)
-                seen.add(uri)
-
 
 def _parquet_writer(files: ExitStack, place: str, columns: pa.Schema) -> pq.ParquetWriter:
     """A writer of a file that appears when `files` is closed without an error."""
@@ -281,7 +271,7 @@ def _parquet_writer(files: ExitStack, place: str, columns: pa.Schema) -> pq.Parq
 def write(manifest: Manifest, uri: str) -> Listed:
     """Write a manifest directory."""
     with Writer(uri) as writer:
-        writer.add(Page(manifest.table, manifest.other_files))
+        writer.add(Page(manifest.table, manifest.other_files, manifest.num_repeated_uris))
         return writer.close()
 
 

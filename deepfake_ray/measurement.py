@@ -8,12 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, calibration, intervals, metrics, schema, slices
+from deepfake_ray import bundle, calibration, intervals, metrics, schema, slices, summary
+from deepfake_ray.intervals import Clusters, Interval
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import Threshold, called_fake
 
-ONE_SIDED = 0.98
-"""Warn when more than this share of the verdicts is the same, while the labels are not."""
 COLUMNS = ["logit", "p_fake", "true_label", "group", *slices.COLUMNS]
 """Of the predictions, what is measured."""
 
@@ -39,8 +38,7 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
     if threshold not in thresholds:
         thresholds["given"] = model.threshold(threshold)
     verdict = threshold if threshold in thresholds else "given"
-    groups = scored["group"].to_pylist()
-    grouped = None not in groups and len(set(groups)) < len(groups)
+    clusters = Clusters.of(scored["group"].to_pylist())
     result: dict[str, Any] = {
         "model_id": model.model_id,
         "arch": model.arch,
@@ -48,7 +46,8 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
         "num_scored": len(labels),
         "num_real": int(np.sum(labels == schema.REAL)),
         "num_fake": int(np.sum(labels == schema.FAKE)),
-        "intervals_by": "group" if grouped else "image",
+        "intervals_by": clusters.by,
+        "num_groups": _num_groups(labels, clusters),
         **metrics.threshold_free(labels, logits, model.temperature),
         "intervals": {},
         "thresholds": {
@@ -57,6 +56,7 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
                 "threshold_logit": at.logit,
                 "num_real": at.num_real,
                 "num_fake": at.num_fake,
+                **_promise(name, at),
                 **metrics.at_threshold(labels, logits, at),
                 "intervals": {},
             }
@@ -64,15 +64,31 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
         },
     }
     result["log_loss_uncalibrated"] = calibration.log_loss(labels, logits, 1.0)
-    resampled = _resampled(labels, logits, model.temperature, thresholds, groups if grouped else None, seed)
+    resampled = _resampled(labels, logits, model.temperature, thresholds, clusters, seed)
     for (where, name), interval in resampled.items():
-        (result["thresholds"][where] if where else result)["intervals"][name] = interval
-    if not grouped:
-        for at in result["thresholds"].values():
-            at["intervals"] |= _of_proportions(at["confusion_matrix"])
-    result["slices"] = slices.by_slice(scored, labels, logits, thresholds[verdict])
-    result["warnings"] = _warnings(labels, called_fake(logits, thresholds[verdict]))
+        of = result["thresholds"][where] if where else result
+        of["intervals"][name] = None if of[name] is None else intervals.unless_certain(interval)
+    for name, at in thresholds.items():
+        of = result["thresholds"][name]
+        of["intervals"] |= _of_proportions(labels, called_fake(logits, at), clusters)
+    result["slices"] = slices.by_slice(scored, labels, logits, thresholds[verdict], clusters)
+    result["warnings"] = summary.cautions(result)
     return result
+
+
+def _promise(name: str, at: Threshold) -> dict[str, Any]:
+    """`max_fpr`, the share of real images that a threshold is to call fake at most (None: it is for something else);
+    `is_promised`, whether it was chosen on real images enough; it is believed where their number is not known.
+    """
+    few = at.num_real is not None and at.num_real < calibration.MIN_REALS.get(name, 0)
+    return {"max_fpr": calibration.MAX_FPR.get(name), "is_promised": name in calibration.MAX_FPR and not few}
+
+
+def _num_groups(labels: NDArray[np.int64], clusters: Clusters) -> dict[str, int] | None:
+    """Groups with an image of each class; one without a group counts as one. None where each image is on its own."""
+    if not clusters.by_group:
+        return None
+    return {name: clusters.count(labels == label) for label, name in enumerate(schema.CLASSES)}
 
 
 def _resampled(
@@ -80,53 +96,40 @@ def _resampled(
     logits: NDArray[np.float32],
     temperature: float,
     thresholds: Mapping[str, Threshold],
-    groups: list[Any] | None,
+    clusters: Clusters,
     seed: int,
-) -> dict[tuple[str, str], intervals.Interval | None]:
+) -> dict[tuple[str, str], Interval | None]:
     """Bootstrap intervals by (name of the threshold, or nothing; metric)."""
     ranking = Ranking(labels, logits, temperature)
     # Which cell of the confusion matrix an image is in: 2 * true class + verdict.
-    cells = {name: 2 * labels + called_fake(logits, at) for name, at in thresholds.items()}
+    cells = [2 * labels + called_fake(logits, at) for at in thresholds.values()]
 
     def figures(weights: NDArray[np.float64]) -> dict[tuple[str, str], float]:
         found = {("", name): value for name, value in ranking.figures(weights).items()}
-        for where, cell in cells.items():
-            of = metrics.of_counts(np.bincount(cell, weights=weights, minlength=4))
-            found |= {(where, name): value for name, value in of.items()}
+        counts = np.array([np.bincount(cell, weights, 4) for cell in cells])
+        for name, values in metrics.of_counts(counts).items():
+            found |= {(where, name): value for where, value in zip(thresholds, values, strict=True)}
         return found
 
-    return intervals.bootstrap(figures, len(labels), groups, seed)
+    return intervals.bootstrap(figures, labels, clusters, [logits], seed)
 
 
-def _of_proportions(confusion_matrix: list[list[int]]) -> dict[str, intervals.Interval | None]:
-    """Wilson's intervals, of those metrics that are a share of images which were drawn one by one."""
-    (tn, fp), (fn, tp) = confusion_matrix
-    return {
-        "accuracy": intervals.wilson(tn + tp, tn + fp + fn + tp),
-        "specificity": intervals.wilson(tn, tn + fp),
-        "recall_real": intervals.wilson(tn, tn + fp),
-        "recall_fake": intervals.wilson(tp, fn + tp),
-        "precision_real": intervals.wilson(tn, tn + fn),
-        "precision_fake": intervals.wilson(tp, fp + tp),
-    }
-
-
-def _warnings(labels: NDArray[np.int64], called: NDArray[np.bool_]) -> list[str]:
-    share = float(called.mean())
-    share_of_labels = float(np.mean(labels == schema.FAKE))
-    if max(share, 1 - share) > ONE_SIDED and max(share_of_labels, 1 - share_of_labels) <= ONE_SIDED:
-        side = schema.CLASSES[schema.FAKE if share > 0.5 else schema.REAL]
-        return [
-            f"{max(share, 1 - share):.1%} of the images are called {side}: the model or its threshold does not fit "
-            "these images."
-        ]
-    return []
+def _of_proportions(
+    labels: NDArray[np.int64], fake: NDArray[np.bool_], clusters: Clusters
+) -> dict[str, Interval | None]:
+    """Of those metrics that are a share of images; None where there is no such image, or none of the class."""
+    found = {"accuracy": intervals.proportion((labels == schema.FAKE) == fake, clusters)}
+    for label, name in enumerate(schema.CLASSES):
+        of_class, called = labels == label, fake == bool(label)
+        found[f"recall_{name}"] = intervals.proportion(called, clusters, of_class)
+        found[f"precision_{name}"] = intervals.proportion(of_class, clusters, called) if of_class.any() else None
+    return {**found, "specificity": found["recall_real"]}
 
 
 def tidy(result: Mapping[str, Any]) -> pa.Table:
     """metrics.json's numbers as rows of `schema.METRICS`."""
 
-    def row(metric: str, value: float | None, interval: intervals.Interval | None, **more: Any) -> dict[str, Any]:
+    def row(metric: str, value: float | None, interval: Interval | None, **more: Any) -> dict[str, Any]:
         low, high = interval or (None, None)
         common = {"metric": metric, "split": result["split"], "value": value, "low": low, "high": high}
         return {**common, "num_images": result["num_scored"], **more}

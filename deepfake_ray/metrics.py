@@ -1,4 +1,4 @@
-"""Labels and scores -> numbers. scikit-learn's functions where it has them. Knows neither Ray nor torch."""
+"""Labels and scores -> numbers, which are scikit-learn's where it has them. Knows neither Ray nor torch."""
 
 from typing import Any
 
@@ -12,67 +12,75 @@ from deepfake_ray.schema import CLASSES, FAKE, REAL
 from deepfake_ray.scores import Threshold, called_fake
 
 FloatArray = NDArray[np.float64]
+AVERAGES = ("macro", "weighted")
 
 
 def at_threshold(labels: ArrayLike, logits: ArrayLike, threshold: Threshold) -> dict[str, Any]:
     """What depends on the threshold.
 
     Args:
-        labels: int (N,), REAL or FAKE.
-        logits: float (N,), before temperature.
-        threshold: an image is called fake from its logit on.
+        labels: int (N,), REAL or FAKE; N at least 1.
+        logits: float32 (N,).
+        threshold: an image is called fake when its logit is not below the threshold's.
 
     Returns:
-        Numbers by name; `confusion_matrix` has true classes as rows and predicted ones as columns, real first.
+        `of_counts`, None where it is undefined; `confusion_matrix` has true classes as rows and predicted ones as
+        columns, real first.
     """
-    y = np.asarray(labels)
-    called = called_fake(logits, threshold).astype(np.int64)
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        y, called, labels=[REAL, FAKE], zero_division=0.0
-    )
+    cell = 2 * np.asarray(labels) + called_fake(logits, threshold)
+    counts = np.bincount(cell, minlength=4)
     numbers: dict[str, Any] = {
-        "accuracy": sk.accuracy_score(y, called),
-        # Balanced accuracy is the mean of the recalls; sklearn's own warns where a class is absent.
-        "balanced_accuracy": recall[support > 0].mean(),
-        "mcc": sk.matthews_corrcoef(y, called),
-        "specificity": recall[REAL],
+        name: None if np.isnan(value) else float(value) for name, value in of_counts(counts).items()
     }
-    for name, by_class in (("precision", precision), ("recall", recall), ("f1", f1)):
-        numbers[f"{name}_macro"] = by_class.mean()
-        numbers[f"{name}_weighted"] = np.average(by_class, weights=support)
-        numbers |= {f"{name}_{label}": by_class[index] for index, label in enumerate(CLASSES)}
-    numbers = {key: float(value) for key, value in numbers.items()}
-    numbers["confusion_matrix"] = sk.confusion_matrix(y, called, labels=[REAL, FAKE]).tolist()
+    numbers["confusion_matrix"] = counts.reshape(2, 2).tolist()
     return numbers
 
 
-def of_counts(counts: ArrayLike) -> dict[str, float]:
-    """`at_threshold`'s numbers from the four cells of the confusion matrix, which may be weighted.
+def of_counts(counts: ArrayLike) -> dict[str, FloatArray]:
+    """accuracy, balanced_accuracy, mcc, specificity; precision, recall, f1, each macro, weighted, and of either class.
+
+    They are scikit-learn's, but NaN where they are undefined: precision of a class that no image is called (as
+    with `zero_division=nan`), and all figures of a class without an image, where scikit-learn's are 0 or leave that
+    class out. A macro average is undefined where one of its classes is, and so is balanced accuracy; mcc where all
+    images are of one class or called one. A weighted average leaves out classes without an image.
 
     Args:
-        counts: float (4,): reals passed, reals accused, fakes passed, fakes found.
+        counts: float (..., 4), the cells of confusion matrices, which may be weighted: reals passed, reals accused,
+            fakes passed, fakes found.
+
+    Returns:
+        Figures (...).
     """
-    cells = np.asarray(counts, np.float64).reshape(2, 2)
-    support, called, right, total = cells.sum(1), cells.sum(0), np.diag(cells), cells.sum()
-    recall = _share(right, support)
-    precision = _share(right, called)
-    f1 = _share(2 * right, support + called)
-    spread = np.sqrt(np.prod(support) * np.prod(called))
+    counts = np.asarray(counts, np.float64)
+    cells = counts.reshape(*counts.shape[:-1], 2, 2)
+    support, called = cells.sum(-1), cells.sum(-2)
+    right, total = np.diagonal(cells, axis1=-2, axis2=-1), cells.sum((-2, -1))
+    there = support > 0
+    recall = _share(right, support, there)
     found = {
-        "accuracy": right.sum() / total,
-        "balanced_accuracy": recall[support > 0].mean(),
-        "mcc": np.linalg.det(cells) / spread if spread else 0.0,
-        "specificity": recall[REAL],
+        "accuracy": right.sum(-1) / total,
+        "balanced_accuracy": recall.mean(-1),
+        "mcc": _mcc(cells, support, called),
+        "specificity": recall[..., REAL],
     }
+    precision = _share(right, called, there & (called > 0))
+    f1 = _share(2 * right, support + called, there)
     for name, by_class in (("precision", precision), ("recall", recall), ("f1", f1)):
-        found[f"{name}_macro"] = by_class.mean()
-        found[f"{name}_weighted"] = by_class @ support / total
-        found |= {f"{name}_{label}": by_class[index] for index, label in enumerate(CLASSES)}
-    return {name: float(value) for name, value in found.items()}
+        found[f"{name}_macro"] = by_class.mean(-1)
+        found[f"{name}_weighted"] = np.where(there, by_class * support, 0).sum(-1) / total
+        found |= {f"{name}_{label}": by_class[..., index] for index, label in enumerate(CLASSES)}
+    return found
 
 
-def _share(part: FloatArray, whole: FloatArray) -> FloatArray:
-    return np.divide(part, whole, out=np.zeros(2), where=whole > 0)
+def _mcc(cells: FloatArray, support: FloatArray, called: FloatArray) -> FloatArray:
+    # The root of each factor: their product can pass the largest integer, and the largest float.
+    spread = np.sqrt(support).prod(-1) * np.sqrt(called).prod(-1)
+    moved = cells[..., 0, 0] * cells[..., 1, 1] - cells[..., 0, 1] * cells[..., 1, 0]
+    return _share(moved, spread, spread > 0)
+
+
+def _share(part: FloatArray, whole: FloatArray, defined: NDArray[np.bool_]) -> FloatArray:
+    return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=defined)
 
 
 def threshold_free(labels: ArrayLike, logits: ArrayLike, temperature: float) -> dict[str, float | None]:
@@ -90,9 +98,21 @@ def threshold_free(labels: ArrayLike, logits: ArrayLike, temperature: float) -> 
 
 
 def classification_report(labels: ArrayLike, logits: ArrayLike, threshold: Threshold) -> str:
-    """scikit-learn's table of precision, recall and F1."""
-    called = called_fake(logits, threshold).astype(np.int64)
-    text: str = sk.classification_report(
-        np.asarray(labels), called, labels=[REAL, FAKE], target_names=CLASSES, digits=4, zero_division=0.0
-    )
-    return text
+    """scikit-learn's table of precision, recall and F1, with `undefined` in place of its zeros (see `of_counts`)."""
+    at = at_threshold(labels, logits, threshold)
+    support = np.sum(at["confusion_matrix"], axis=1)
+    names = ("precision", "recall", "f1")
+    rows = [(label, [at[f"{name}_{label}"] for name in names], support[index]) for index, label in enumerate(CLASSES)]
+    averages = [(f"{kind} avg", [at[f"{name}_{kind}"] for name in names], support.sum()) for kind in AVERAGES]
+    head = " " * 13 + "".join(f" {name:>9}" for name in ("precision", "recall", "f1-score", "support"))
+    accuracy = f"{'accuracy':>12}{'':21} {_cell(at['accuracy'])} {support.sum():>9}"
+    by_class, average = ("\n".join(_row(*row) for row in part) for part in (rows, averages))
+    return f"{head}\n\n{by_class}\n\n{accuracy}\n{average}\n"
+
+
+def _row(name: str, values: list[float | None], support: int) -> str:
+    return f"{name:>12} " + "".join(f" {_cell(value)}" for value in values) + f" {support:>9}"
+
+
+def _cell(value: float | None) -> str:
+    return f"{'undefined' if value is None else format(value, '.4f'):>9}"

@@ -1,4 +1,4 @@
-"""The most confident errors of a model, as pictures: what it was shown, and where its verdict comes from.
+"""The most confident errors of a model, as pictures: the image, and where the verdict comes from.
 
 Knows no Ray.
 """
@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import simplejpeg
+from numpy.typing import NDArray
 from PIL import Image
 
 from deepfake_ray import bundle, schema
 from deepfake_ray.errors import ImageError
 from deepfake_ray.images import Limits, Pixels, decode
-from deepfake_ray.preparation import prepare
+from deepfake_ray.preparation import STRETCH, prepare
 from deepfake_ray.scores import Threshold, called_fake
 
 PER_CLASS = 8
+MAX_SIDE = 480
+"""Larger pictures are shrunk to it."""
 MIN_SIDE = 160
-"""Smaller pictures are enlarged to it, pixel by pixel."""
-QUALITY = 88
+"""Pictures whose longer side is smaller are enlarged to it, pixel by pixel."""
+QUALITY = 85
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,20 @@ class Mistake:
     """One image that the model is sure of, and wrong about."""
 
     uri: str
+    source: str | None
     true_label: str
     p_fake: float
     picture: bytes
-    """A JPEG: the square that the model is given, and beside it the same under its Grad-CAM, dark where there is none.
-    Empty if the image cannot be read any more."""
-    explained: bool
-    """Whether there is a Grad-CAM."""
+    """A JPEG of the whole picture, upright; empty if the image cannot be read any more."""
+    heat: bytes
+    """A JPEG of the same in grey, or of the square that was cut out of it for the model, under its Grad-CAM; empty if
+    there is none."""
 
 
 def worst(scored: pa.Table, threshold: Threshold) -> list[dict[str, Any]]:
-    """Rows (uri, true_label, p_fake) of the errors that are farthest from the threshold: at most 8 of each class."""
+    """Rows (uri, source, true_label, p_fake) of the errors that are farthest from the threshold, at most 8 of each
+    class.
+    """
     logits = scored["logit"].to_numpy()
     labels = np.array(scored["true_label"].to_pylist())
     found: list[dict[str, Any]] = []
@@ -47,7 +53,7 @@ def worst(scored: pa.Table, threshold: Threshold) -> list[dict[str, Any]]:
         wrong = called_fake(logits, threshold) != (label == schema.CLASSES[schema.FAKE])
         rows = np.flatnonzero(wrong & (labels == label))
         rows = rows[np.argsort(side * logits[rows], kind="stable")][:PER_CLASS]
-        found += scored.select(["uri", "true_label", "p_fake"]).take(pa.array(rows)).to_pylist()
+        found += scored.select(["uri", "source", "true_label", "p_fake"]).take(pa.array(rows)).to_pylist()
     return found
 
 
@@ -70,28 +76,39 @@ def _pictures(rows: Sequence[dict[str, Any]], model: str, limits: Limits) -> Ite
     preparation = bundle.load_spec(model).preparation
     for row in rows:
         try:
-            decoded = decode(fetch(row["uri"], limits.max_bytes), limits, preparation.enough)
-            image = prepare(decoded.pixels, preparation)
+            data = fetch(row["uri"], limits.max_bytes)
+            image = prepare(decode(data, limits, preparation.enough).pixels, preparation)
+            whole = _thumbnail(decode(data, limits, MAX_SIDE).pixels)
         except ImageError:
-            yield Mistake(**row, picture=b"", explained=False)
+            yield Mistake(**row, picture=b"", heat=b"")
             continue
         verdict = schema.REAL if row["true_label"] == schema.CLASSES[schema.FAKE] else schema.FAKE
         heat = explain.heat(image, verdict)
-        under = _under(image, np.zeros(image.shape[:2]) if heat is None else heat)
-        picture = simplejpeg.encode_jpeg(np.hstack([_enlarged(image), _enlarged(under)]), QUALITY)
-        yield Mistake(**row, picture=picture, explained=heat is not None)
+        under = b"" if heat is None else _jpeg(_under(whole if preparation.resize == STRETCH else image, heat))
+        yield Mistake(**row, picture=_jpeg(whole), heat=under)
 
 
-def _under(image: Pixels, heat: np.ndarray) -> Pixels:
-    """The image in grey, the heat in colour over it."""
+def _jpeg(pixels: Pixels) -> bytes:
+    return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), QUALITY)
+
+
+def _under(image: Pixels, heat: NDArray[np.float32]) -> Pixels:
+    """The image in grey, the heat (S, S), stretched to it, in colour over it."""
     from matplotlib import colormaps
 
+    height, width = image.shape[:2]
+    spread = np.asarray(Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR))
     grey = image.mean(2, keepdims=True).repeat(3, 2)
-    colour = 255 * colormaps["inferno"](heat)[..., :3]
+    colour = 255 * colormaps["inferno"](spread)[..., :3]
     return (0.5 * grey + 0.5 * colour).astype(np.uint8)
 
 
-def _enlarged(image: Pixels) -> Pixels:
-    times = -(-MIN_SIDE // image.shape[0])
-    size = (times * image.shape[1], times * image.shape[0])
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
+def _thumbnail(pixels: Pixels) -> Pixels:
+    """The same picture with its longer side between `MIN_SIDE` and `MAX_SIDE`."""
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    if longer > MAX_SIDE:
+        size = [max(1, round(side * MAX_SIDE / longer)) for side in (width, height)]
+        return np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.LANCZOS))
+    times = -(-MIN_SIDE // longer)
+    return pixels.repeat(times, 0).repeat(times, 1)

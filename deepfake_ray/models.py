@@ -3,6 +3,7 @@
 Knows no Ray.
 """
 
+import difflib
 import logging
 from collections.abc import Mapping
 from functools import lru_cache
@@ -108,8 +109,10 @@ def build(arch: str, num_classes: int = len(CLASSES)) -> nn.Module:
 
     known = torchvision.models.list_models(module=torchvision.models)
     if arch not in known:
+        near = difflib.get_close_matches(arch, [CNN, *known], n=3) or [CNN, RESNET50, "efficientnet_b0"]
         raise UserError(
-            f"arch must be cnn or a torchvision classification model: got {arch!r}; known are {', '.join(known)}."
+            f"arch must be cnn or a torchvision classification model: got {arch!r}; try {' or '.join(near)} (all: "
+            "https://docs.pytorch.org/vision/stable/models.html)."
         )
     return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **_INCEPTION.get(arch, {}))
 

@@ -1,13 +1,10 @@
 """What Prometheus can read of a run, beside Ray's own metrics."""
 
-import time
 from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge
 
 OK = "ok"
-SECONDS_OF_RATE = 5.0
-"""Over which the rate is taken, at least."""
 
 
 class RunMetrics:
@@ -21,21 +18,18 @@ class RunMetrics:
     def __init__(self, stage: str, run: str):
         tags = {"stage": stage, "run": run}
         self._images = Counter("deepfake_ray_images", "Images that are done.", (*tags, "outcome"))
-        self._rate = Gauge("deepfake_ray_images_per_s", "Images a second, over the last seconds.", tuple(tags))
+        self._rate = Gauge("deepfake_ray_images_per_s", "Images a second, since the first was begun.", tuple(tags))
         for metric in (self._images, self._rate):
             metric.set_default_tags(tags)
         self._counted: dict[str, int] = {}
-        self._last = time.monotonic(), 0
 
-    def update(self, done: int, errors: Mapping[str, int]) -> None:
-        """Set how many images are done since the run began, and how many of them are errors, by code."""
+    def update(self, done: int, errors: Mapping[str, int], images_per_s: float | None) -> None:
+        """Set how many images are done since the run began, how many of them are errors, by code, and their rate
+        (`progress.Rate`)."""
         for outcome, number in {OK: done - sum(errors.values()), **errors}.items():
             more = number - self._counted.get(outcome, 0)
             if more > 0:  # a training that lost a worker goes back some steps
                 self._images.inc(more, {"outcome": outcome})
                 self._counted[outcome] = number
-        then, before = self._last
-        now = time.monotonic()
-        if now - then >= SECONDS_OF_RATE:
-            self._rate.set(max(0, done - before) / (now - then))
-            self._last = now, done
+        if images_per_s is not None:
+            self._rate.set(images_per_s)

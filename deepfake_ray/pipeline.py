@@ -1,37 +1,30 @@
-"""The only place that builds Ray Datasets: training batches and scoring chunks."""
+"""The only place that builds Ray Datasets: facts of files, training blocks and scoring chunks."""
 
-import itertools
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
-from deepfake_ray import augment, manifest
+from deepfake_ray import manifest
+from deepfake_ray.batches import Block, ReadTask, Run
 from deepfake_ray.errors import JobError
-from deepfake_ray.execution import BYTES_PER_TASK, context
+from deepfake_ray.execution import bytes_ahead, context
+from deepfake_ray.facts import read_facts
 from deepfake_ray.images import Limits
 from deepfake_ray.isolation import Isolated
-from deepfake_ray.loading import Loader, read_facts
+from deepfake_ray.loading import decoder_bytes
 from deepfake_ray.placement import ScoringPlacement, plan_reading
-from deepfake_ray.preparation import Preparation
-from deepfake_ray.sampling import Position, Sampler, Task
-from deepfake_ray.schema import CLASSES, FACTS, TRAIN, VALIDATION
+from deepfake_ray.schema import FACTS
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
 from deepfake_ray.session import cause_of, cluster_nodes
 
 T = TypeVar("T")
-
-IMAGES_PER_TASK = 1024
-"""At most, and at most `BYTES_PER_TASK`, in a training block: tasks cost some 10 ms each, blocks memory."""
-TASKS_PER_STREAM = 1024
-"""Tasks that one execution plans ahead; a long run is some executions."""
 
 
 # --- auditing
@@ -46,14 +39,18 @@ class ReadFacts:
     limits: Limits
 
     def __call__(self, work: pa.Table) -> pa.Table:
-        """A column uri -> `schema.FACTS`, in order."""
-        found = list(read_facts(work["uri"].to_pylist(), self.limits))
+        """A column uri -> `schema.FACTS` and the column uri, in order."""
+        found = read_facts(work["uri"].to_pylist(), self.limits)
         columns = {name: [getattr(image, name) for image in found] for name in FACTS.names}
-        return pa.table(columns, schema=FACTS)
+        return pa.table(columns, schema=FACTS).append_column("uri", work["uri"])
 
 
 def image_facts(uris: pa.ChunkedArray, limits: Limits) -> pa.Table:
-    """`schema.FACTS` of images, in the order of `uris`, read by as many tasks as there are CPUs."""
+    """`schema.FACTS` of images, in the order of `uris`, read by as many tasks as there are CPUs.
+
+    Raises:
+        JobError: what came back is not of these images in this order.
+    """
     cpus, label = plan_reading(cluster_nodes())
     table = pa.table({"uri": uris})
     blocks = [table.slice(start, IMAGES_PER_LOOK) for start in range(0, len(table), IMAGES_PER_LOOK)]
@@ -65,142 +62,49 @@ def image_facts(uris: pa.ChunkedArray, limits: Limits) -> pa.Table:
             num_cpus=min(1.0, cpus),
             label_selector=dict(label),
         )
-    return pa.concat_tables(ray.get(facts.to_arrow_refs()))
+    return in_order(pa.concat_tables(ray.get(facts.to_arrow_refs())), table["uri"])
+
+
+def in_order(facts: pa.Table, uris: pa.ChunkedArray) -> pa.Table:
+    """Facts without their column uri, which must be `uris`: what follows pairs them with other columns by position."""
+    if not facts["uri"].equals(uris):
+        raise JobError(
+            f"The facts of files must be in the order of the {len(uris):,} images: {len(facts):,} came, or in another; "
+            "this is a fault of the program."
+        )
+    return facts.drop_columns("uri")
 
 
 # --- training
 
 
-@dataclass(frozen=True)
-class TrainingTables:
-    """The training and validation rows as Arrow tables in the object store: every task reads them without copying."""
-
-    train: ray.ObjectRef
-    validation: ray.ObjectRef
-
-    @classmethod
-    def of(cls, rows: pa.Table) -> "TrainingTables":
-        """Store what tasks need of a manifest table."""
-        return cls(*(ray.put(_uris_and_labels(rows, split)) for split in (TRAIN, VALIDATION)))
-
-
-def _uris_and_labels(rows: pa.Table, split: str) -> pa.Table:
-    chosen = rows.filter(pa.compute.equal(rows["split"], split))
-    labels = np.array([CLASSES.index(label) for label in chosen["label"].to_pylist()], np.int64)
-    return pa.table({"uri": chosen["uri"].combine_chunks(), "label": labels})
-
-
-@dataclass(frozen=True)
-class Batch:
-    """The rows of one training step, or some validation rows, of one rank."""
-
-    is_train: bool
-    images: NDArray[np.uint8]
-    """(B, S, S, 3) RGB, augmented if for training; rows that could not be read are left out."""
-    labels: NDArray[np.int64]
-    """(B,)"""
-    num_errors: int
-    """Rows left out."""
-    first_error: str
-
-
-@dataclass(frozen=True)
-class ReadTask:
-    """Runs in Ray Data's tasks: fetch, decode, augment, resize the images of one `Task`."""
-
-    tasks: Sequence[Task]
-    sampler: Sampler
-    tables: TrainingTables
-    preparation: Preparation
-    limits: Limits
-    recipe: str
-
-    def __call__(self, batch: dict[str, NDArray[np.int64]]) -> dict[str, NDArray[Any]]:
-        """`{"id": int64 (1,)}` -> columns image, label, error; a row for each image, in order."""
-        task = self.tasks[int(batch["id"][0])]
-        if task.is_train:
-            rows = self.sampler.train_rows(task.epoch, task.start, task.stop).reshape(-1)
-            table = ray.get(self.tables.train)
-        else:
-            rows = self.sampler.validation_rows(task.start, task.stop)
-            table = ray.get(self.tables.validation)
-        chosen = table.take(pa.array(rows))
-        size = self.preparation.image_size
-        images = np.zeros((len(rows), size, size, 3), np.uint8)
-        errors = np.full(len(rows), "", dtype=object)
-        loader = Loader(limits=self.limits, preparation=self.preparation)
-        uris = chosen["uri"].to_pylist()
-        seeds = augment.seeds_of(self.sampler.seed, task.epoch, rows)
-        places = augment.places(seeds) if task.is_train else None
-        for i, image in enumerate(loader.load_all(uris, places=places)):
-            if image.error is not None:
-                errors[i] = f"{uris[i]}: {image.error}"
-            else:
-                (images[i],) = image.crops
-        if task.is_train:
-            for i, augmented in enumerate(augment.RECIPES[self.recipe](images, seeds)):
-                images[i] = augmented
-        return {"image": images, "label": chosen["label"].to_numpy(), "error": errors.astype(str)}
-
-
-def training_batches(
-    sampler: Sampler,
-    tables: TrainingTables,
-    preparation: Preparation,
-    limits: Limits,
-    *,
-    recipe: str,
-    first: Position,
-    num_epochs: int,
-    cpus: float,
-    label: Mapping[str, str],
-) -> Iterator[Batch]:
-    """One rank's batches from `first` to the end of the run: each epoch's steps, then its validation rows.
+def in_tasks(cpus: float, label: Mapping[str, str], world_size: int) -> Run:
+    """Runs the tasks of a rank's `ReadTask` in Ray Data; blocks come in the order of the tasks.
 
     Each rank streams its own dataset, all epochs as one, so that no epoch starts cold, the order depends on nothing
     but the seed and the number of ranks, and a resumed run begins at exactly the step it needs. (A `streaming_split`
     of one dataset deals blocks out by arrival, drops rows to make shards equal, and begins anew each epoch.)
 
     Args:
-        sampler: says which rows.
-        tables: the rows.
-        preparation: of the images.
-        limits: of the images.
-        first: where to begin.
-        num_epochs: end of the run.
         cpus: that this rank's tasks may hold at a time.
         label: of the nodes that they keep to; empty: any.
+        world_size: ranks that share the object store.
     """
-    bytes_per_image = 3 * preparation.image_size**2
-    images_per_task = max(1, min(IMAGES_PER_TASK, BYTES_PER_TASK // bytes_per_image))
-    everything = sampler.tasks(first, num_epochs, images_per_task)
-    while tasks := list(itertools.islice(everything, TASKS_PER_STREAM)):
-        with DataContext.current(context(cpus)):
+
+    def run(read: ReadTask) -> Iterator[Block]:
+        store_bytes = ray.cluster_resources().get("object_store_memory", 0.0) / world_size
+        with DataContext.current(context(cpus, bytes_ahead(cpus, read.bytes_per_task, store_bytes))):
             # Not range or from_arrow, whose own tasks ask for a whole CPU each, which may not be left.
-            numbers = [{"id": number} for number in range(len(tasks))]
-            rows = ray.data.from_items(numbers, override_num_blocks=len(tasks)).map_batches(
-                ReadTask(tasks, sampler, tables, preparation, limits, recipe),
-                batch_size=None,
-                num_cpus=min(1.0, cpus),
-                label_selector=dict(label),
+            numbers = [{"id": number} for number in range(len(read.tasks))]
+            rows = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+                read, batch_size=None, num_cpus=min(1.0, cpus), label_selector=dict(label)
             )
-            blocks = rows.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
-        for task, block in zip(tasks, blocks, strict=True):
-            yield from _batches_of(task, block, sampler.batch_size)
+            blocks = rows.iter_batches(
+                batch_size=None, batch_format="numpy", prefetch_batches=max(2, read.tasks_per_step)
+            )
+        yield from blocks
 
-
-def _batches_of(task: Task, block: dict[str, NDArray[Any]], batch_size: int) -> Iterator[Batch]:
-    for start in range(0, len(block["label"]), batch_size):
-        rows = slice(start, start + batch_size)
-        errors = block["error"][rows]
-        readable = errors == ""
-        yield Batch(
-            is_train=task.is_train,
-            images=block["image"][rows][readable],
-            labels=block["label"][rows][readable],
-            num_errors=int(np.count_nonzero(~readable)),
-            first_error=str(errors[~readable][0]) if not readable.all() else "",
-        )
+    return run
 
 
 # --- scoring
@@ -217,11 +121,15 @@ class _Isolated:
     """An actor: keeps a worker in a process of its own, which it replaces when an image brings it down."""
 
     def __init__(self, worker: str, spec: ScorerSpec):
-        self._worker = Isolated(f"deepfake_ray.scorer:{worker}", spec, timeout_s=spec.image_timeout_s)
+        self._worker = Isolated(
+            f"deepfake_ray.scorer:{worker}",
+            spec,
+            timeout_s=spec.image_timeout_s,
+            decoder_bytes=decoder_bytes(spec.limits),
+        )
 
     def __call__(self, work: pa.Table) -> dict[str, list[Any]]:
-        (chunk,) = work.to_pylist()
-        return {"result": [_or_failure(self._worker, manifest.Chunk(**chunk))]}
+        return {"result": [_or_failure(self._worker, manifest.Chunk(**chunk)) for chunk in work.to_pylist()]}
 
 
 def _or_failure(function: Callable[[T], Any], work: T) -> Any:
@@ -253,9 +161,13 @@ class Score:
         self._scorer = DeviceScorer(spec)
 
     def __call__(self, work: dict[str, NDArray[Any]]) -> dict[str, list[Any]]:
-        """One chunk."""
-        loaded = work["result"][0]
-        return {"result": [loaded if isinstance(loaded, Failure) else _or_failure(self._scorer, loaded)]}
+        """One chunk, or however many Ray Data hands over."""
+        return {
+            "result": [
+                loaded if isinstance(loaded, Failure) else _or_failure(self._scorer, loaded)
+                for loaded in work["result"]
+            ]
+        }
 
 
 def scoring_dataset(

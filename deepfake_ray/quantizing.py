@@ -2,20 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, fingerprints, schema, storage
+from deepfake_ray import bundle, fingerprints, schema, storage, summaries
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
 from deepfake_ray.output_lock import OutputLock, held
-from deepfake_ray.progress import say
+from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.session import check_places
 from deepfake_ray.tuning import save_tuned
@@ -46,12 +47,13 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
 def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock) -> bundle.Spec:
     if not config.resume:
         storage.require_new_output(output, resumable=True)
-    check_places([config.model, config.data], output, shared_storage=config.shared_storage)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
     images = labelled(config)
-    scales = _scales(of_split(images, schema.TRAIN, config.data).table["uri"], config)
+    train, validation = (of_split(images, split, config.data) for split in (schema.TRAIN, schema.VALIDATION))
+    check_places([config.model, config.data], output, shared_storage=config.shared_storage)
+    scales = _scales(train.table["uri"], config)
     untuned = replace(
         spec,
         scales=scales,
@@ -62,7 +64,7 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
         untuned,
         arrays,
         place,
-        of_split(images, schema.VALIDATION, config.data),
+        validation,
         config,
         lock,
         draft=storage.join(output, "draft"),
@@ -75,9 +77,14 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
     lock.mark_finished()
     before, after = spec.provenance.get("validation", {}), quantised.provenance["validation"]
     for name in ("roc_auc", "balanced_accuracy"):
-        say(f"validation {name}: {after[name]:.4f}, before {before.get(name, float('nan')):.4f}")
-    say(f"  model  {place}")
+        show(f"validation {name}: {after[name]:.4f}, before {before.get(name, float('nan')):.4f}")
+    show(f"  model  {place}")
     return quantised
+
+
+def quantize_to_summary(config: QuantizeConfig) -> dict[str, Any]:
+    """What jobs/quantize.py does: `quantize`, and its summary."""
+    return summaries.of_bundle(quantize(config), storage.absolute(config.output))
 
 
 def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from deepfake_ray import summary
 from deepfake_ray.mistakes import Mistake
 from deepfake_ray.schema import CLASSES
 
@@ -25,29 +26,28 @@ def html(
         result: as in metrics.json.
         pictures: `figures.of_evaluation`.
         errors: the most confident ones.
-        report_text: scikit-learn's classification report.
+        report_text: `metrics.classification_report`.
         run: run.json of the scoring.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(files("deepfake_ray").joinpath("report.html.j2").read_text("utf-8"))
-    embedded = {name: _embedded(data) for name, data in pictures.items()}
-    shown = [(error, _embedded(error.picture)) for error in errors]
     return template.render(
         result=result,
         verdict=result["thresholds"][result["verdict_threshold"]],
-        pictures=embedded,
+        pictures=pictures,
+        embed=lambda data: base64.b64encode(data).decode(),
+        number=summary.number,
+        percent=summary.percent,
+        brackets=summary.percent_brackets,
+        compared=summary.COMPARED,
         captions=CAPTIONS,
         slices={by: list(of) for by, of in itertools.groupby(result["slices"], key=lambda one: one["by"])},
         names=NAMES,
         columns=COLUMNS,
-        errors={label: [pair for pair in shown if pair[0].true_label == label] for label in CLASSES},
+        errors={label: [error for error in errors if error.true_label == label] for label in CLASSES},
         report_text=report_text,
         run=run,
     )
-
-
-def _embedded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 CAPTIONS = {

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from deepfake_ray import intervals, metrics, schema
 from deepfake_ray.degradations import DEGRADATIONS
+from deepfake_ray.intervals import Clusters
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import Threshold, called_fake
 
@@ -34,15 +35,16 @@ def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: Threshold, s
         seed: of the resamples.
 
     Returns:
-        Of each degradation, those images alone that were scored with it: name, title, num_images, roc_auc (and its
-        interval, by group where there are groups), accuracy, balanced_accuracy, recall_real, recall_fake, and how many
-        of all verdicts are another than that for the image as it is: flipped (and its Wilson interval),
-        flipped_to_fake, flipped_to_real.
+        Of each degradation, those images alone that were scored with it: name, title, num_images, roc_auc, accuracy,
+        balanced_accuracy, recall_real, recall_fake, and how many of all verdicts are another than that for the image
+        as it is: flipped, flipped_to_fake, flipped_to_real. roc_auc and flipped have intervals, by group where there
+        are groups.
     """
     clean = scored.select(COLUMNS).to_pandas().set_index("row")
     after = degraded.select(["row", "degradation", "logit"]).to_pandas().set_index("row")
     of_all = clean[clean.index.isin(after.index)]
     found = [{"name": AS_IT_IS, "title": "as it is", **_figures(of_all, of_all, threshold, seed)}]
+    found[0]["flipped_interval"] = None  # it is 0 by what it says, not by what was seen
     for name, degradation in DEGRADATIONS.items():
         rows = after[after.degradation == name]
         rows = rows[rows.index.isin(clean.index)]
@@ -58,19 +60,18 @@ def _figures(before: pd.DataFrame, now: pd.DataFrame, threshold: Threshold, seed
     at = metrics.at_threshold(labels, now.logit, threshold)
     was, is_now = (called_fake(frame.logit, threshold) for frame in (before, now))
     ranking = Ranking(labels, now.logit, 1.0)
-    groups = None if now.group.isna().any() else now.group
+    clusters = Clusters.of(now.group)
     interval = intervals.bootstrap(
-        lambda weights: {"roc_auc": ranking.figures(weights)["roc_auc"]}, len(now), groups, seed
+        lambda weights: {"roc_auc": ranking.figures(weights)["roc_auc"]}, labels, clusters, [now.logit], seed
     )
     auc = ranking.figures()["roc_auc"]
-    flipped = int(np.sum(was != is_now))
     return {
         "num_images": len(now),
         "roc_auc": None if np.isnan(auc) else auc,
-        "roc_auc_interval": interval["roc_auc"],
+        "roc_auc_interval": intervals.unless_certain(interval["roc_auc"]),
         **{name: at[name] for name in ("accuracy", "balanced_accuracy", "recall_real", "recall_fake")},
-        "flipped": flipped / len(now),
-        "flipped_interval": intervals.wilson(flipped, len(now)),
+        "flipped": float(np.mean(was != is_now)),
+        "flipped_interval": intervals.proportion(was != is_now, clusters),
         "flipped_to_fake": float(np.mean(is_now > was)),
         "flipped_to_real": float(np.mean(is_now < was)),
     }

@@ -13,11 +13,16 @@ VALIDATION = "validation"
 TEST = "test"
 SPLITS = (TRAIN, VALIDATION, TEST)
 
-REAL_NAMES = frozenset({"real", "0_real", "authentic", "original"})
+REAL_NAMES = frozenset({"real", "0_real", "authentic", "original", "nature"})
 FAKE_NAMES = frozenset({"fake", "1_fake", "ai", "synthetic", "generated"})
-SPLIT_NAMES = {"train": TRAIN, "valid": VALIDATION, "val": VALIDATION, "validation": VALIDATION, "test": TEST}
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), TRAIN),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), TEST),
+}
 """What folders and tables call them, in lower case."""
 
+AUTO = "auto"
 BF16, FP32, INT8 = PRECISIONS = ("bf16", "fp32", "int8")
 """What a model computes in."""
 

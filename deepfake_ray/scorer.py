@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from deepfake_ray import bundle, manifest, schema, storage
 from deepfake_ray.allocator import keep_freed_memory
-from deepfake_ray.errors import OF_THE_STORAGE, ErrorCode, ImageError
+from deepfake_ray.errors import OF_THE_STORAGE
 from deepfake_ray.images import Limits, Pixels
 from deepfake_ray.isolation import Items
 from deepfake_ray.known import Known
-from deepfake_ray.loading import Loaded, Loader
+from deepfake_ray.loading import Loaded, Loader, given_up
+from deepfake_ray.memory_limit import lifted
 from deepfake_ray.preparation import spread
 from deepfake_ray.scores import Threshold, called_fake, p_fake_of
 from deepfake_ray.stopwatch import Stopwatch
@@ -188,7 +189,7 @@ class _Reader:
         """
         uris = rows["uri"].to_pylist()
         settled = {} if self._known is None else self._known.by_version(rows)
-        settled |= {position: Loaded(error=_given_up(reason)) for position, reason in items.given_up.items()}
+        settled |= {position: Loaded(error=given_up(reason)) for position, reason in items.given_up.items()}
         positions = [position for position in range(len(uris)) if position not in settled]
         loaded = self._loader.load_all([uris[i] for i in positions], lambda i: items.at(positions[i]))
         num_failed = 0
@@ -199,10 +200,6 @@ class _Reader:
             num_failed += image.error is not None and image.error.code in OF_THE_STORAGE
             if position + 1 >= MIN_IMAGES_TO_STOP and num_failed > self._max_error_share * (position + 1):
                 return
-
-
-def _given_up(reason: str) -> ImageError:
-    return ImageError(ErrorCode.TIMEOUT if reason.startswith("took") else ErrorCode.DECODER_CRASHED, reason)
 
 
 class _Forward:
@@ -286,7 +283,7 @@ class _Batch:
 
     def _forward(self) -> None:
         # On a GPU this returns at once: the next batch is collected while this one is copied and scored.
-        with self._stopwatch.at("forward"):
+        with self._stopwatch.at("forward"), lifted():
             self._scored.append((self._places, self._predictor.start(self._pixels)))
         self._places = []
 

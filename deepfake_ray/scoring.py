@@ -26,7 +26,7 @@ from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
-from deepfake_ray.progress import Progress, duration, say
+from deepfake_ray.progress import Progress, duration, say, show
 from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scorer import Report, ScorerSpec
 from deepfake_ray.scores import Threshold, require_same_precision
@@ -65,10 +65,13 @@ def _score(config: ScoreConfig, output: str, lock: OutputLock) -> dict[str, Any]
         storage.mark_unfinished(output)
     pick = Pick(config.include, config.exclude)
     summary = score_manifest(
-        config, config.images, lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit), lock
+        config,
+        config.images,
+        lambda: manifest.pages_of(config.images, pick=pick, limit=config.limit, shared_storage=config.shared_storage),
+        lock,
     )
     lock.mark_finished()
-    say(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
+    show(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
     return summary
 
 
@@ -153,6 +156,7 @@ def score_manifest(
         _build_known(config, model, computes_in)
     tally = Tally(run, write, has_profile=config.profile)
     if left:
+        say(f"starting {min(len(left), placement.num_actors)} scorer(s) ...")
         try:
             _Run(spec, layout, plan, tally, stage).score(left, placement)
         except BaseException:
@@ -175,8 +179,8 @@ def score_manifest(
 
 
 def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) -> None:
-    rate = f" at {run['images_per_s']:,.0f} images/s" if left_any else ""
-    say(
+    rate = f" at {run['images_per_s']:,.0f} images/s" if left_any and run["images_per_s"] else ""
+    show(
         f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
         f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold.p_fake:.4g}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
@@ -197,7 +201,10 @@ def _begin(
 ) -> dict[str, Any]:
     """List the images and write all that a resumed run needs; returns `run.json` as it begins."""
     output = storage.absolute(config.output)
+    say("listing the images ...")
     listed = _list(pages, storage.join(output, MANIFEST))
+    if listed.num_repeated_uris:
+        say(f"{listed.num_repeated_uris:,} URIs were named again: each image is scored once")
     batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation, variants)
     run = {
         "run_id": uuid.uuid4().hex[:16],
@@ -208,6 +215,7 @@ def _begin(
         "num_images": listed.num_images,
         "manifest_sha256": listed.sha256,
         "num_other_files": listed.num_other_files,
+        "num_repeated_uris": listed.num_repeated_uris,
         "batch_size": batch_size,
         "rows_per_chunk": rows_per_chunk,
         "config": config.to_json(),
@@ -287,7 +295,7 @@ class _Run:
         """Score the chunks, however many nodes are lost meanwhile."""
         with (
             Patience(self._stage) as self._patience,
-            Progress(self._stage, sum(chunk.num_rows for chunk in chunks)) as progress,
+            Progress(self._stage, sum(chunk.num_rows for chunk in chunks), rate=self._tally.rate) as progress,
         ):
             while chunks:
                 left = self._round(chunks, placement, progress)
@@ -323,4 +331,4 @@ class _Run:
         self._watch.add(report)
         self._layout.written(report.index)
         self._tally.add(report)
-        self._metrics.update(self._watch.done, self._watch.errors)
+        self._metrics.update(self._watch.done, self._watch.errors, self._tally.rate.per_s)

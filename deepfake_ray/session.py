@@ -5,66 +5,110 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Self
 
 import ray
 
-from deepfake_ray import storage
+from deepfake_ray import interrupts, storage
 from deepfake_ray.alone import MARK, end_helpers, is_alone
-from deepfake_ray.errors import UserError
+from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.placement import DATA_LABEL, Node
 from deepfake_ray.progress import say
 
 QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}
 """Ray Data logs the loss of a node as an error, with its traceback; what ends a run is raised as well."""
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+
+
+_is_verbose = False
 
 
 @contextlib.contextmanager
 def ray_session(*, verbose: bool = False) -> Iterator[None]:
-    """Join the cluster at RAY_ADDRESS (set for submitted jobs), else start one here and stop it afterwards."""
-    if ray.is_initialized():
-        yield
-        return
-    level = logging.INFO if verbose else logging.ERROR
-    for name, quiet in QUIET_LOGGERS.items():
-        logging.getLogger(name).setLevel(logging.INFO if verbose else quiet)
-    if os.environ.get("RAY_ADDRESS"):
-        _require_an_open_port(os.environ["RAY_ADDRESS"])
-    # "local" rather than None: a cluster that died here earlier leaves a file behind that None would follow.
-    address = None if os.environ.get("RAY_ADDRESS") else "local"
-    if address and not verbose:
-        # Without a dashboard the train controller cannot be looked up in it, which it would say each second.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.pop(MARK, None)  # of the process that started this one
-    if address:
-        os.environ[MARK] = "1"
-        # Ray's own processes, and the driver, would else take the CPU from a worker in the middle of its step.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        # Processes beyond one a CPU are ended after a second without a task, and training has a task each second or
-        # two: starting them over and over took a third of the CPU time.
-        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        # Nobody takes this machine away while it trains; the actor that looks out for it costs a process.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    """Ray for what is done inside: begun by the first `start_ray`, ended with the block, unless it was there before."""
+    global _is_verbose
+    _is_verbose = verbose
+    was_there = ray.is_initialized()
     try:
-        ray.init(
-            address=address,
-            logging_level=level,
-            log_to_driver=verbose,
-            **({"include_dashboard": False} if address else {}),
-        )
-    except (ConnectionError, ValueError) as error:
-        if address:
-            raise
-        asks = "AuthToken" in str(error.__cause__)
-        raise _refused("it asks for a token" if asks else storage.first_line(error)) from error
-    try:
-        if address and not verbose:
-            end_helpers()
         yield
     finally:
+        if not was_there:
+            ray.shutdown()
+
+
+def start_ray() -> None:
+    """Join the cluster at RAY_ADDRESS (set for submitted jobs), else start one here; nothing where Ray is up already.
+
+    Whatever asks for the cluster's nodes calls it, so that a job lists and checks what it can before.
+
+    Raises:
+        UserError: the cluster does not let this user in.
+        JobError: Ray does not start, twice.
+    """
+    if ray.is_initialized():
+        return
+    for name, quiet in QUIET_LOGGERS.items():
+        logging.getLogger(name).setLevel(logging.INFO if _is_verbose else quiet)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _require_an_open_port(address)
+    os.environ.pop(MARK, None)  # of the process that started this one
+    if not address:
+        _set_environment_of_own()
+    say(f"joining the Ray cluster at {address} ..." if address else "starting Ray on this machine ...")
+    started = time.monotonic()
+    try:
+        _init(address, first=True)
+    finally:
+        interrupts.own()
+    if not address and not _is_verbose:
+        end_helpers()
+    say(f"Ray is up after {time.monotonic() - started:.0f} s")
+
+
+def _set_environment_of_own() -> None:
+    os.environ[MARK] = "1"
+    if not _is_verbose:
+        # Without a dashboard the train controller cannot be looked up in it, which it would say each second.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+        if LOG_LEVEL not in os.environ:
+            os.environ[LOG_LEVEL] = "fatal"
+            # For the processes that are started with a copy of `os.environ`; this one would say that it has read it.
+            os.unsetenv(LOG_LEVEL)
+    # Ray's own processes, and the driver, would else take the CPU from a worker in the middle of its step.
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    # Processes beyond one a CPU are ended after a second without a task, and training has a task each second or
+    # two: starting them over and over took a third of the CPU time.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+    # Nobody takes this machine away while it trains; the actor that looks out for it costs a process.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def _init(address: str | None, *, first: bool) -> None:
+    """`ray.init`, once more where Ray was too slow or did not come up, as on a machine that is busy with other work."""
+    try:
+        ray.init(
+            # "local" rather than None: a cluster that died here earlier leaves a file behind that None would follow.
+            address=None if address else "local",
+            logging_level=logging.INFO if _is_verbose else logging.ERROR,
+            log_to_driver=_is_verbose,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except Exception as error:  # the time-out of a node's start is an Exception and nothing more
+        if address and isinstance(error, (ConnectionError, ValueError, RuntimeError)):
+            asks = "AuthToken" in str(error.__cause__)
+            raise _refused("it asks for a token" if asks else storage.first_line(error)) from error
         ray.shutdown()
+        reason = storage.first_line(error)
+        if not first:
+            raise JobError(
+                f"Ray did not start, twice: {reason}; see /tmp/ray/session_latest/logs, whether the machine is busy, "
+                "and whether /tmp and /dev/shm have room."
+            ) from error
+        say(f"Ray did not start ({reason}): once more")
+        _init(address, first=False)
 
 
 def _require_an_open_port(address: str) -> None:
@@ -102,7 +146,8 @@ HEAD = "node:__internal_head__"
 
 
 def cluster_nodes() -> list[Node]:
-    """The alive nodes that offer CPUs."""
+    """The alive nodes that offer CPUs; starts Ray where it is not up yet."""
+    start_ray()
     return [
         Node(
             node["Resources"]["CPU"],

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from deepfake_ray import intervals
+from deepfake_ray.intervals import Clusters
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 from deepfake_ray.scores import Threshold, called_fake
@@ -26,7 +28,7 @@ COLUMNS = ["source", "format", "width", "height", "jpeg_quality", "split"]
 
 
 def by_slice(
-    scored: pa.Table, labels: NDArray[np.int64], logits: NDArray[np.float32], at: Threshold
+    scored: pa.Table, labels: NDArray[np.int64], logits: NDArray[np.float32], at: Threshold, clusters: Clusters
 ) -> list[dict[str, Any]]:
     """Figures of each slice, at one threshold.
 
@@ -38,19 +40,22 @@ def by_slice(
         labels: int (N,).
         logits: float (N,).
         at: the threshold.
+        clusters: of the N images.
 
     Returns:
         Of each slice: by, value, num_real, num_fake (of its own), reals (own or all), small; recall_real, recall_fake
-        and roc_auc (None without such images), and their intervals, the first two Wilson's.
+        and roc_auc (None without such images), and of the first two the intervals (`intervals.proportion`).
     """
     found = []
     for by, values in _dimensions(scored):
-        known = sorted({value for value in values if value is not None}, key=_by_number)
+        codes, found_names = pd.factorize(np.array(values, object))
+        names = list(found_names)
+        known = sorted(names, key=_by_number)
         if len(known) < (1 if by == "source" else 2):
             continue
         for value in known:
-            rows = np.array([one == value for one in values], bool)
-            found.append({"by": by, "value": value, **_figures(rows, by, labels, logits, at)})
+            rows = np.asarray(codes == names.index(value))
+            found.append({"by": by, "value": value, **_figures(rows, by, labels, logits, at, clusters)})
     return found
 
 
@@ -60,20 +65,21 @@ def _figures(
     labels: NDArray[np.int64],
     logits: NDArray[np.float32],
     at: Threshold,
+    clusters: Clusters,
 ) -> dict[str, Any]:
     own = {label: int(np.sum(rows & (labels == index))) for index, label in enumerate(CLASSES)}
     borrows = by == "source" and not own["real"]
     judged = rows | (labels == REAL) if borrows else rows
-    y, called = labels[judged], called_fake(logits[judged], at)
+    fake = called_fake(logits, at)
     figures: dict[str, Any] = {f"num_{label}": number for label, number in own.items()}
     figures["reals"] = "all" if borrows else "own"
-    numbers = [int(np.sum(y == index)) for index in (REAL, FAKE)]
+    numbers = [int(np.sum(judged & (labels == index))) for index in (REAL, FAKE)]
     figures["small"] = min(numbers) < SMALL
     for index, label in enumerate(CLASSES):
-        right = int(np.sum((y == index) & (called == index)))
-        figures[f"recall_{label}"] = right / numbers[index] if numbers[index] else None
-        figures[f"recall_{label}_interval"] = intervals.wilson(right, numbers[index])
-    ranking = Ranking(y, logits[judged], 1.0).figures() if min(numbers) else {"roc_auc": None}
+        among, right = judged & (labels == index), fake == bool(index)
+        figures[f"recall_{label}"] = float(right[among].mean()) if numbers[index] else None
+        figures[f"recall_{label}_interval"] = intervals.proportion(right, clusters, among)
+    ranking = Ranking(labels[judged], logits[judged], 1.0).figures() if min(numbers) else {"roc_auc": None}
     return {**figures, "roc_auc": ranking["roc_auc"]}
 
 

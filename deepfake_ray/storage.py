@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from typing import IO, Any
 import pyarrow.fs as pafs
 
 from deepfake_ray.errors import UserError
+from deepfake_ray.storage_errors import first_line as first_line
+from deepfake_ray.storage_errors import remedy, said
 
 SUCCESS = "_SUCCESS"
 LOCK = "_LOCK"
@@ -49,14 +52,55 @@ def absolute(uri: str) -> str:
     """
     scheme = scheme_of(uri)
     if scheme is None:
-        return os.path.abspath(os.path.expanduser(uri))
+        return _abspath(os.path.expanduser(uri))
     if scheme not in SCHEMES:
+        remedy = "copy the data to one of these"
+        if scheme in ("s3a", "s3n"):  # Hadoop's names of the same thing
+            remedy = f"write s3://{uri[len(scheme) + 3 :]}"
         raise UserError(
-            f"A place is a local path or begins with {', '.join(s + '://' for s in SCHEMES)}: got {uri!r}; "
-            "copy the data to one of these."
+            f"A place is a local path or begins with {', '.join(s + '://' for s in SCHEMES)}: got {uri!r}; {remedy}."
         )
     rest = uri[len(scheme) + 3 :]
-    return os.path.abspath(rest) if scheme == "file" else f"{scheme}://{rest.rstrip('/')}"
+    return _abspath(_path_of_file_uri(uri)) if scheme == "file" else f"{scheme}://{rest.rstrip('/')}"
+
+
+def normalized(uri: str, folder: str = "") -> str:
+    """The one spelling of an item's URI: what names the same file has the same one.
+
+    A local path is absolute, without `.`, `..`, doubled slashes or `file://`; links are not followed. An object's key
+    is literal: `a//b`, `./a` and `a/` are keys of their own.
+
+    Args:
+        uri: as somebody wrote it.
+        folder: that a relative path starts at, a place's one spelling; empty: where the process works.
+
+    Raises:
+        UserError: for a scheme that is not known.
+    """
+    scheme = scheme_of(uri)
+    if scheme is None and not (uri.startswith("/") or is_local(folder)):
+        return join(folder, uri)
+    if scheme is None:
+        return _abspath(os.path.join(folder, uri))
+    place = absolute(uri)  # refuses unknown schemes
+    return place if scheme == "file" else f"{scheme}://{uri[len(scheme) + 3 :]}"
+
+
+def _abspath(path: str) -> str:
+    path = os.path.abspath(path)
+    return path[1:] if path.startswith("//") else path  # POSIX lets two slashes mean something else; Linux does not
+
+
+def _path_of_file_uri(uri: str) -> str:
+    """`file:///a/b` and `file://localhost/a/b` -> `/a/b`.
+
+    Raises:
+        UserError: it names another machine.
+    """
+    rest = uri[len("file://") :].removeprefix("localhost")
+    if not rest.startswith("/"):
+        raise UserError(f"A file URI must name a path on this machine: got {uri!r}; write file:///PATH or the path.")
+    return rest
 
 
 def join(uri: str, *parts: str) -> str:
@@ -82,7 +126,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     root, key = split_uri(uri)
     try:
         # from_uri on the bucket alone: it honours AWS_ENDPOINT_URL, and the key stays unparsed.
-        fs, bucket = pafs.FileSystem.from_uri(root)
+        region = _region_of_bucket(root) if root.startswith("s3://") else None
+        fs, bucket = pafs.FileSystem.from_uri(f"{root}?region={region}" if region else root)
     except OSError as error:
         raise UserError(_unreachable(uri, error)) from error
     return fs, f"{bucket}/{key}" if key else bucket
@@ -98,10 +143,32 @@ def s3_endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-def s3_region() -> str | None:
-    """The region that the environment names, if any; other S3 servers take any name."""
+def s3_region(bucket_uri: str) -> str | None:
+    """The region of a bucket: what the environment names, else where AWS has it; None: unknown.
+
+    On a machine of EC2 the environment seldom names one. Other S3 servers take any name.
+    """
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return named or ("us-east-1" if s3_endpoint() else None)
+    return named or ("us-east-1" if s3_endpoint() else _region_of_bucket(bucket_uri))
+
+
+def _region_of_bucket(bucket_uri: str) -> str | None:
+    """Asked of AWS, where the environment names neither region nor endpoint."""
+    if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or s3_endpoint():
+        return None
+    return _asked_region(bucket_uri.removeprefix("s3://"))
+
+
+@lru_cache(maxsize=64)
+def _asked_region(bucket: str) -> str | None:
+    from deepfake_ray.s3 import bucket_region  # which imports this module
+
+    return bucket_region(bucket)
+
+
+def requester_pays() -> bool:
+    """Whether the environment says that who asks pays, as some S3 buckets demand; obstore reads the same variable."""
+    return os.environ.get("AWS_REQUEST_PAYER", "").lower() in ("requester", "true", "1")
 
 
 @lru_cache(maxsize=64)
@@ -121,21 +188,15 @@ def object_store(bucket_uri: str, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
         if endpoint := s3_endpoint():
             options["client_options"]["allow_http"] = endpoint.startswith("http://")
             options["endpoint"] = endpoint
-        if region := s3_region():
+        if region := s3_region(bucket_uri):
             options["region"] = region
+        if requester_pays():
+            options["request_payer"] = True
     return from_url(bucket_uri, **options)
 
 
 def _unreachable(uri: str, error: Exception) -> str:
-    return (
-        f"The storage must answer: {uri} does not ({first_line(error)}); check the address, AWS_ENDPOINT_URL and "
-        "the credentials in the environment."
-    )
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says, short enough for a message of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return f"The storage must answer: {uri} does not ({said(error)}); {remedy(uri, error)}."
 
 
 def exists(uri: str) -> bool:
@@ -176,7 +237,7 @@ def read_bytes(uri: str) -> bytes:
     except obstore.exceptions.NotFoundError as error:
         raise FileNotFoundError(uri) from error
     except obstore.exceptions.BaseError as error:
-        raise OSError(first_line(error)) from error
+        raise OSError(said(error)) from error
 
 
 class _RemoteFile(io.RawIOBase):
@@ -201,6 +262,34 @@ class _RemoteFile(io.RawIOBase):
         data = bytes(self._reader.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
+
+
+def open_regular(path: str) -> int:
+    """A descriptor to read a local file from; a pipe, a device, a socket or a folder is not opened.
+
+    Opening a pipe waits for its writer, and reading a device may never end.
+
+    Args:
+        path: in which `\\xNN` stands for a byte that is not UTF-8, where no file has that very name.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    try:
+        return _open_regular(path)
+    except FileNotFoundError:
+        raw = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes([int(match[1], 16)]), os.fsencode(path))
+        return _open_regular(raw)
+
+
+def _open_regular(path: str | bytes) -> int:
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # it has been replaced meanwhile
+        os.close(descriptor)
+        raise OSError("not a regular file")
+    return descriptor
 
 
 def open_file(uri: str) -> IO[bytes]:
@@ -253,7 +342,7 @@ def _put(uri: str, data: bytes | Path) -> None:
     try:
         obstore.put(object_store(bucket), key, data)
     except obstore.exceptions.BaseError as error:
-        raise OSError(f"{uri} cannot be written: {first_line(error)}") from error
+        raise OSError(f"{uri} cannot be written: {said(error)}") from error
 
 
 def write_bytes(uri: str, data: bytes) -> None:

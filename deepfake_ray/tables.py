@@ -1,29 +1,24 @@
-"""Tables that name images: Parquet, CSV or text with a URI a row, and S3 Inventories; page by page."""
+"""Tables that name images: Parquet, CSV or text with a URI a row; page by page."""
 
-import io
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote_plus
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
-from deepfake_ray import schema, storage
+from deepfake_ray import folders, schema, storage, text_tables
 from deepfake_ray.errors import UserError
-from deepfake_ray.listing import FILES, ROWS_PER_PAGE
+from deepfake_ray.files import ROWS_PER_PAGE
+from deepfake_ray.inventory import is_inventory
+from deepfake_ray.progress import say
+from deepfake_ray.uris import normalised, refuse_unread
 
-TABLE_SUFFIXES = (".parquet", ".csv", ".txt")
-INVENTORY = "manifest.json"
-
-
-def is_inventory(place: str) -> bool:
-    """Whether the name is that of an S3 Inventory."""
-    return place.rsplit("/", 1)[-1] == INVENTORY
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".txt")
 
 
 def is_table(place: str) -> bool:
@@ -46,179 +41,132 @@ def manifest_rows(columns: Mapping[str, Any], num_rows: int) -> pa.Table:
     return pa.table(arrays, schema=schema.MANIFEST)
 
 
-# --- a URI a row
-
-
-def table_pages(place: str) -> Iterator[pa.Table]:
+def table_pages(place: str, *, shared_storage: bool = False) -> Iterator[pa.Table]:
     """Pages of `schema.MANIFEST` from a Parquet (file or directory), CSV or text file; see `manifest_rows`.
 
     A Parquet or CSV has a column `uri` and any others of the manifest's; a text file has a URI a line. A relative URI
-    is relative to the table.
+    is relative to the table. Blanks around labels, splits, sources and groups do not count.
+
+    Args:
+        place: of the table.
+        shared_storage: a table in a bucket may name local paths, too.
 
     Raises:
-        UserError: no such table, or its columns are not what they must be.
+        UserError: no such table, or its columns or URIs are not what they must be.
     """
-    folder = place.rsplit("/", 1)[0]
+    digits: set[str] = set()
     for table in _pages(place):
-        if "uri" not in table.column_names:
-            raise UserError(
-                f"A table of images must have a column uri: {place} has {', '.join(table.column_names)}; rename one."
-            )
-        columns: dict[str, Any] = {"uri": [_absolute_in(folder, uri) for uri in table["uri"].to_pylist()]}
-        for name in set(schema.MANIFEST.names) & set(table.column_names) - {"uri", "row"}:
-            columns[name] = table[name]
-        for name in {"label", "split"} & set(columns):
-            values = [None if value is None else str(value) for value in table[name].to_pylist()]
-            columns[name] = _known(values, name, place)
+        _require_uris(table, place)
         try:
+            columns, numbers = _columns(table, place, shared_storage=shared_storage)
             yield manifest_rows(columns, len(table))
         except pa.ArrowException as error:
             raise UserError(
                 f"The columns of {place} must be a manifest's: {storage.first_line(error)}; mend it."
             ) from error
+        digits |= numbers
+    if digits:
+        say(f"labels in {place}: {', '.join(sorted(digits))}")
+
+
+def _columns(table: pa.Table, place: str, *, shared_storage: bool) -> tuple[dict[str, Any], set[str]]:
+    """The manifest's columns, and how labels that are numbers were read."""
+    uris = table["uri"].cast(pa.string())
+    refuse_unread(uris, place, local=shared_storage or storage.is_local(place))
+    columns: dict[str, Any] = {"uri": normalised(uris, place.rsplit("/", 1)[0])}
+    digits: set[str] = set()
+    for name in set(schema.MANIFEST.names) & set(table.column_names) - {"uri", "row"}:
+        columns[name] = _stripped(table[name]) if name in _TEXTS else table[name]
+    for name, named in (("label", _label_named), ("split", folders.split_named)):
+        if name in columns:
+            meanings = {value: named(value) for value in pc.unique(columns[name]).to_pylist() if value is not None}
+            _require_known(meanings, name, place)
+            digits |= {f"{value} = {meaning}" for value, meaning in meanings.items() if value in _DIGITS}
+            columns[name] = [meanings.get(value) for value in columns[name].to_pylist()]
+    return columns, digits
+
+
+_TEXTS = ("label", "split", "source", "group")
+_DIGITS = {"0": "real", "1": "fake", "0.0": "real", "1.0": "fake"}
+"""As the classes are numbered here; other programs may number them by the alphabet, so that it is said."""
 
 
 def _pages(place: str) -> Iterator[pa.Table]:
     if not storage.exists(place):
         raise UserError(f"The table must be there: {place} does not exist; check the path.")
     fs, path = storage.filesystem(place)
+    suffix = os.path.splitext(place.lower())[1]
     try:
-        if place.lower().endswith(".txt"):
-            with fs.open_input_stream(path) as stream:
-                lines = (line.rstrip("\r\n") for line in io.TextIOWrapper(stream, "utf-8", newline="\n"))
-                uris = (line for line in lines if line)
-                while page := list(islice(uris, ROWS_PER_PAGE)):
-                    yield pa.table({"uri": page})
-        elif place.lower().endswith(".csv"):
-            # Types are given: from the first block alone they would be guessed differently than from the whole.
-            types = {field.name: field.type for field in schema.MANIFEST if field.name not in ("row", "mtime")}
-            options = pacsv.ConvertOptions(strings_can_be_null=True, column_types=types)
-            with fs.open_input_stream(path) as stream:
-                for batch in pacsv.open_csv(stream, convert_options=options):
-                    yield pa.Table.from_batches([batch])
-        else:
+        if suffix == ".parquet":
             data = pads.dataset(path, filesystem=fs, format="parquet")
-            names = [name for name in data.schema.names if name in schema.MANIFEST.names]
+            names = {name.strip().lower(): name for name in data.schema.names}
+            names = {name: written for name, written in names.items() if name in schema.MANIFEST.names}
             if "uri" not in names:
                 yield data.schema.empty_table()
             readahead = {"batch_readahead": 1, "fragment_readahead": 1}
-            for batch in data.to_batches(columns=names, batch_size=ROWS_PER_PAGE, **readahead):
-                yield pa.Table.from_batches([batch])
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+            for batch in data.to_batches(columns=list(names.values()), batch_size=ROWS_PER_PAGE, **readahead):
+                yield pa.Table.from_batches([batch]).rename_columns(list(names))
+            return
+        with fs.open_input_stream(path) as stream:
+            beginning = stream.read(text_tables.LOOK)
+        with fs.open_input_stream(path) as stream:
+            if suffix == ".txt":
+                yield from text_tables.lines(stream, beginning, ROWS_PER_PAGE)
+            else:
+                yield from text_tables.separated(stream, beginning, place)
+    except (pa.ArrowException, UnicodeError) as error:
         message = storage.first_line(error)
         raise UserError(f"{place} must be a Parquet, CSV or text table: {message}; check the file.") from error
 
 
-def _absolute_in(folder: str, uri: str | None) -> str:
-    if not uri:
-        raise UserError(f"A table of images must name a uri in each row: one in {folder} is empty; remove it.")
-    if storage.scheme_of(uri) or uri.startswith("/"):
-        return storage.absolute(uri) if storage.is_local(uri) else uri
-    return storage.join(folder, uri)
-
-
-def _known(values: Sequence[str | None], column: str, place: str) -> list[str | None]:
-    known: dict[str, str] = dict(schema.SPLIT_NAMES)
-    if column == "label":
-        known = dict.fromkeys((*schema.REAL_NAMES, "0"), "real") | dict.fromkeys((*schema.FAKE_NAMES, "1"), "fake")
-    for value in values:
-        if value is not None and value.lower() not in known:
-            raise UserError(f"{column} must be one of {', '.join(sorted(known))}: {place} has {value!r}; rename it.")
-    return [None if value is None else known[value.lower()] for value in values]
-
-
-# --- S3 Inventory
-
-
-def inventory_pages(place: str) -> Iterator[pa.Table]:
-    """Pages of `listing.FILES` from an S3 Inventory in Parquet or CSV; current versions only.
-
-    The format is that of the Amazon S3 user guide, "Amazon S3 Inventory lists".
-
-    Args:
-        place: of its `manifest.json`. The files that it names are looked for in the bucket where it lies, or, of a
-            local copy, in the folders above it.
-
-    Raises:
-        UserError: not there, or no such inventory.
-    """
-    try:
-        content = storage.read_json(place)
-        bucket, kind = f"s3://{content['sourceBucket']}", content["fileFormat"].lower()
-        names = [name.strip().lower() for name in content["fileSchema"].split(",")] if kind == "csv" else []
-        keys = [file["key"] for file in content["files"]]
-    except FileNotFoundError as error:
-        raise UserError(f"The inventory must be there: {place} does not exist; check the path.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{place} must be the manifest of an S3 Inventory: {error!r} is amiss; check it.") from error
-    readers: dict[str, Callable[[str], Iterator[pa.Table]]] = {
-        "csv": lambda part: _inventory_csv(part, names),
-        "parquet": _inventory_parquet,
-    }
-    if kind not in readers:
-        raise UserError(f"An inventory must be in Parquet or CSV: {place} is in {kind}; configure another.")
-    for part in (_part_of_inventory(place, key) for key in keys):
-        try:
-            for table in readers[kind](part):
-                yield _inventory_files(table, bucket)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"The inventory's {part} must be readable: {storage.first_line(error)}.") from error
-
-
-def _part_of_inventory(place: str, key: str) -> str:
-    if not storage.is_local(place):
-        return storage.join(storage.split_uri(place)[0], key)
-    folder = os.path.dirname(place)
-    while not os.path.exists(os.path.join(folder, key)):
-        if folder == os.path.dirname(folder):
-            raise UserError(f"The inventory's files must be there: {key} is in no folder above {place}; copy them.")
-        folder = os.path.dirname(folder)
-    return os.path.join(folder, key)
-
-
-_INVENTORY_COLUMNS = {
-    "key": "key",
-    "size": "size",
-    "etag": "e_tag",
-    "lastmodifieddate": "last_modified_date",
-    "islatest": "is_latest",
-    "isdeletemarker": "is_delete_marker",
-}
-"""Names in a CSV's fileSchema, in lower case, and in Parquet."""
-
-
-def _inventory_csv(part: str, names: Sequence[str]) -> Iterator[pa.Table]:
-    columns = [_INVENTORY_COLUMNS.get(name, name) for name in names]
-    fs, path = storage.filesystem(part)
-    with fs.open_input_stream(path) as stream:  # gunzips by the suffix
-        read = pacsv.ReadOptions(column_names=columns)
-        convert = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
-        for batch in pacsv.open_csv(stream, read_options=read, convert_options=convert):
-            table = pa.Table.from_batches([batch])
-            key = pa.array([unquote_plus(key) for key in table["key"].to_pylist()])  # only a CSV's are encoded
-            yield table.set_column(table.column_names.index("key"), "key", key)
-
-
-def _inventory_parquet(part: str) -> Iterator[pa.Table]:
-    with storage.open_file(part) as file:
-        parquet = pq.ParquetFile(file)  # less eager than a dataset, whose memory is that of whole row groups
-        columns = [name for name in parquet.schema_arrow.names if name in _INVENTORY_COLUMNS.values()]
-        for batch in parquet.iter_batches(columns=columns, batch_size=ROWS_PER_PAGE):
-            yield pa.Table.from_batches([batch])
-
-
-def _inventory_files(table: pa.Table, bucket: str) -> pa.Table:
-    """Rows of an inventory as `FILES`, without old versions, deleted objects and empty objects that mean folders."""
-    kept = np.array([not key.endswith("/") for key in table["key"].to_pylist()], bool)
-    for name, wanted in (("is_latest", "true"), ("is_delete_marker", "false")):
-        if name in table.column_names:
-            kept &= np.array([str(value).lower() in (wanted, "none") for value in table[name].to_pylist()], bool)
-    table = table.filter(pa.array(kept))
-    keys = table["key"].to_pylist()
-    columns = {"relative": keys, "uri": [f"{bucket}/{key}" for key in keys]}
-    for name, of in (("num_bytes", "size"), ("etag", "e_tag"), ("mtime", "last_modified_date")):
-        present = of in table.column_names
-        columns[name] = (
-            table[of].cast(FILES.field(name).type) if present else pa.nulls(len(keys), FILES.field(name).type)
+def _require_uris(table: pa.Table, place: str) -> None:
+    """Refuse a table without a column uri of text; one that holds the images themselves gets advice that works."""
+    names = table.column_names
+    if "uri" in names and (pa.types.is_string(table["uri"].type) or pa.types.is_large_string(table["uri"].type)):
+        return
+    of_images = [name for name in names if _holds_images(table.schema.field(name))]
+    if not of_images:
+        raise UserError(
+            f"A table of images must have a column uri: {place} has "
+            f"{', '.join(f'{field.name} ({field.type})' for field in table.schema)}; rename one that is text."
         )
-    return pa.table([columns[field.name] for field in FILES], schema=FILES)
+    column = json.dumps(of_images[0])
+    data = f'r[{column}]["bytes"]' if pa.types.is_struct(table.schema.field(of_images[0]).type) else f"r[{column}]"
+    label = next((name for name in names if name.lower() in ("label", "labels")), None)
+    head, value = (', "label"', f", r[{json.dumps(label)}]") if label else ("", "")
+    script = (
+        f"import csv, pathlib, pyarrow.parquet as pq; rows = pq.read_table({json.dumps(place)}).to_pylist(); "
+        f'pathlib.Path("images").mkdir(); [pathlib.Path(f"images/{{i}}").write_bytes({data}) '
+        f'for i, r in enumerate(rows)]; csv.writer(open("images.csv", "w")).writerows([("uri"{head}), '
+        f'*((f"images/{{i}}"{value}) for i, r in enumerate(rows))])'
+    )
+    raise UserError(
+        f"A table must name the places of images: {place} holds the images themselves (column {column}, as Hugging "
+        "Face data sets have them). Write them to files, and give the table images.csv that this makes (of labels, 0 "
+        f"is read as real and 1 as fake: change them where the data set has it otherwise):\n"
+        f"  python -c {shlex.quote(script)}"
+    )
+
+
+def _holds_images(field: pa.Field) -> bool:
+    if pa.types.is_struct(field.type):
+        return bool(field.type.get_field_index("bytes") >= 0)
+    is_named = any(word in field.name.lower() for word in ("image", "img", "bytes", "jpg", "png"))
+    return is_named and (pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type))
+
+
+def _stripped(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """As text, without blanks around it; null where nothing is left."""
+    texts = pc.utf8_trim_whitespace(values.cast(pa.string()))
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
+
+
+def _label_named(value: str) -> str | None:
+    return _DIGITS.get(value) or folders.label_named(value)
+
+
+def _require_known(meanings: Mapping[str, str | None], column: str, place: str) -> None:
+    known = {"split": schema.SPLIT_NAMES, "label": [*schema.REAL_NAMES, *schema.FAKE_NAMES, "0", "1"]}[column]
+    for value, meaning in meanings.items():
+        if meaning is None:
+            raise UserError(f"{column} must be one of {', '.join(sorted(known))}: {place} has {value!r}; rename it.")

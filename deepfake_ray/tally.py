@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+from deepfake_ray.progress import Rate
 from deepfake_ray.scorer import STAGES, Report
 
 SECONDS_BETWEEN_NOTES = 30.0
@@ -25,7 +26,7 @@ class Tally:
     def __init__(self, run: dict[str, Any], write: Callable[[dict[str, Any]], None], *, has_profile: bool):
         self._run, self._write, self._has_profile = run, write, has_profile
         self._began = self._noted = time.monotonic()
-        self._started_at, self._ended_at = float("inf"), float("-inf")
+        self.rate = Rate()
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._ray_data: list[str] = []
         self._mine: dict[str, Any] = {
@@ -41,9 +42,8 @@ class Tally:
         """Count a chunk."""
         self._mine["num_images"] += report.num_images
         self._mine["num_known"] += report.num_known
-        self._started_at = min(self._started_at, report.started_at)
-        self._ended_at = max(self._ended_at, report.ended_at)
-        self._mine["scoring_s"] = self._ended_at - self._started_at  # from the first batch to the last write
+        self.rate.update(self._mine["num_images"], report.started_at, report.ended_at)
+        self._mine["scoring_s"] = self.rate.seconds
         for stage, seconds in report.seconds.items():
             self._seconds[stage] += seconds
         if time.monotonic() - self._noted >= SECONDS_BETWEEN_NOTES:

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +16,14 @@ from torch import Tensor, nn
 
 from deepfake_ray import models
 from deepfake_ray.allocator import keep_freed_memory
+from deepfake_ray.batches import Batch, TrainingTables, training_batches
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
 from deepfake_ray.config import TrainConfig
+from deepfake_ray.gradients import backward
 from deepfake_ray.history import HistoryRow, Shard, Tally, problem_of, stops_early, summarise
 from deepfake_ray.images import Limits
 from deepfake_ray.optimization import cosine_schedule, keep_statistics, loss_sum, make_optimizer, train_head_alone
-from deepfake_ray.pipeline import Batch, TrainingTables, training_batches
+from deepfake_ray.pipeline import in_tasks
 from deepfake_ray.placement import TrainingPlacement
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.sampling import Position, Sampler
@@ -109,8 +110,9 @@ class _Loop:
             recipe=self.config.recipe,
             first=self.position,
             num_epochs=self.config.epochs,
-            cpus=self.spec.placement.data_cpus_per_worker,
-            label=self.spec.placement.data_label,
+            run=in_tasks(
+                self.spec.placement.data_cpus_per_worker, self.spec.placement.data_label, world_size=self.world_size
+            ),
         )
         prepared_for = None
         for epoch in range(self.position.epoch, self.config.epochs):
@@ -124,7 +126,7 @@ class _Loop:
                 self.model = ray.train.torch.prepare_model(self.detector, parallel_strategy_kwargs=_DDP)
                 prepared_for = head_alone
             self._train_epoch(epoch, batches, started, head_alone=head_alone)
-            validation, logits, labels = self._validate(batches)
+            validation, logits, labels = self._validate(epoch, batches)
             shards = self._gather(Shard(self.tally, validation, logits, labels))
             if problem := problem_of(shards, self.config.max_error_share):
                 if self.rank == 0:
@@ -147,7 +149,7 @@ class _Loop:
         for step in range(self.position.step, last_step + 1):
             # Seeded anew each step, so that a resumed run draws the dropout it would have drawn.
             self._seed(_seed_of(self.config.seed, epoch, step, self.rank))
-            batch = self._next(batches, self.tally)
+            batch = self._next(batches, self.tally, epoch, True, self.sampler.step_rows(epoch, step))
             step_loss, step_correct = self._backward(batch)
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -169,43 +171,31 @@ class _Loop:
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Gradients of one step; returns the sum of the losses, and how many images were told right."""
-        step_loss = torch.zeros((), device=self.device)
-        num_correct = torch.zeros((), device=self.device)
-        num_images = len(batch.labels)
-        images, labels = self._to_device(batch) if num_images else self._nothing()
-        # The mean over the images that this rank could read, times its share of the global batch. DDP divides by the
-        # ranks. A batch of unreadable images alone still takes part in DDP's exchange, with a loss of nothing.
-        share = self.sampler.batch_size * self.world_size / self.spec.global_batch_size
-        scale = share / len(labels) if num_images else 0.0
-        pieces = -(-len(labels) // (self.config.micro_batch_size or len(labels)))
-        for piece, (x, y) in enumerate(zip(images.tensor_split(pieces), labels.tensor_split(pieces), strict=True)):
-            copies = 2 if len(y) == 1 else 1  # batch norm needs two values a channel
-            y = y.repeat(copies)
-            with self._without_exchange() if piece + 1 < pieces else nullcontext():
-                with self.autocast:
-                    outputs = self.model(x.repeat(copies, 1, 1, 1))
-                loss = loss_sum(outputs, y, self.class_weights, self.config.label_smoothing) / copies
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
-            if num_images:
-                step_loss += loss.detach()
-                num_correct += (outputs.detach().argmax(1) == y).sum() / copies
-        return step_loss, num_correct
 
-    def _without_exchange(self) -> AbstractContextManager[None]:
-        """DDP adds up gradients on each rank, and exchanges them with the last piece of a batch."""
-        if isinstance(self.model, nn.parallel.DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
+        def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
+            return loss_sum(outputs, labels, self.class_weights, self.config.label_smoothing)
 
-    def _validate(self, batches: Iterator[Batch]) -> tuple[Tally, NDArray[np.float32], NDArray[np.int64]]:
+        images, labels = self._to_device(batch)
+        return backward(
+            self.model,
+            images,
+            labels,
+            share=self.sampler.share,
+            micro_batch_size=self.config.micro_batch_size,
+            loss_of=loss_of,
+            autocast=self.autocast,
+        )
+
+    def _validate(self, epoch: int, batches: Iterator[Batch]) -> tuple[Tally, NDArray[np.float32], NDArray[np.int64]]:
         self._share_buffers()
         self.detector.eval()
         tally = Tally()
         logits, labels = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
         seen = 0
         while seen < self.sampler.num_validation_rows:
-            batch = self._next(batches, tally)
-            seen += len(batch.labels) + batch.num_errors
+            rows = self.sampler.validation_rows(seen, seen + self.sampler.batch_size)
+            batch = self._next(batches, tally, epoch, False, rows)
+            seen += len(rows)
             if not len(batch.labels):
                 continue
             with torch.inference_mode(), self.autocast:
@@ -215,9 +205,13 @@ class _Loop:
             tally.num_images += len(batch.labels)
         return tally, np.concatenate(logits), np.concatenate(labels)
 
-    def _next(self, batches: Iterator[Batch], tally: Tally) -> Batch:
+    def _next(
+        self, batches: Iterator[Batch], tally: Tally, epoch: int, is_train: bool, rows: NDArray[np.int64]
+    ) -> Batch:
+        """The next batch, which must be of these rows: the loop and `training_batches` each keep their own count."""
         asked = time.monotonic()
         batch = next(batches)
+        batch.check(epoch, is_train, rows)
         tally.wait_s += time.monotonic() - asked
         tally.num_errors += batch.num_errors
         tally.first_error = tally.first_error or batch.first_error
@@ -229,11 +223,6 @@ class _Loop:
         if self.device.type == "cuda":
             images, labels = images.pin_memory(), labels.pin_memory()
         return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-
-    def _nothing(self) -> tuple[Tensor, Tensor]:
-        size = self.spec.preparation.image_size
-        images = torch.zeros((2, size, size, 3), dtype=torch.uint8, device=self.device)
-        return images, torch.zeros(2, dtype=torch.int64, device=self.device)
 
     def _share_buffers(self) -> None:
         """Rank 0's batch-norm statistics are the ones that are saved, so all ranks validate with them."""

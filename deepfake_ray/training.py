@@ -3,12 +3,12 @@
 import logging
 import subprocess
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.train
@@ -19,36 +19,27 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import (
-    __version__,
-    audit,
-    bundle,
-    fingerprints,
-    manifest,
-    models,
-    precision,
-    schema,
-    storage,
-    weights,
-)
+from deepfake_ray import __version__, bundle, fingerprints, manifest, models, precision, schema, storage, weights
 from deepfake_ray.autoscaling import planned
+from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.errors import ImageError, JobError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.images import Limits, decode
-from deepfake_ray.labels import labelled, of_split
+from deepfake_ray.labels import Labelled, labelled, of_split
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.output_lock import OutputLock, held
-from deepfake_ray.pipeline import TrainingTables, image_facts
+from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
-from deepfake_ray.progress import duration, say
+from deepfake_ray.progress import duration, say, show
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
+from deepfake_ray.training_data import AUDIT, as_before, look_at_data, look_at_files, seen_in_training
 from deepfake_ray.tuning import save_tuned
 from deepfake_ray.watching import Watcher
 
@@ -56,6 +47,7 @@ log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
+SECONDS_TO_ABORT = 5.0
 SIZE_SAMPLE = 64
 """Training images that are opened to choose the image size."""
 
@@ -80,25 +72,31 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     resuming = config.resume and storage.exists(settings_uri)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
+    # All that can be wrong without Ray, before it is started: by the first that asks for the cluster's nodes.
+    state = weights.initial_state(config.arch, config.weights or weights.default_weights(config.arch), config.seed)
+    if config.image_size is not None:
+        models.check_image_size(config.arch, config.image_size)
     images = labelled(config)
-    findings = _look_at_data(images)
+    findings = look_at_data(images)
     placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
     check_places([config.data], output, shared_storage=config.shared_storage)
     settings = _resolve(config, images, placement)
-    state = weights.initial_state(config.arch, settings["weights"], config.seed)
     if resuming:
+        images, findings = as_before(images, storage.read_json(storage.join(output, AUDIT)))
+        settings["manifest_sha256"] = images.sha256
         require_same_settings(config, storage.read_json(settings_uri), settings)
     else:
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+        say(f"reading {len(images.table):,} images for the audit ...")
         facts = image_facts(images.table["uri"], limits)
-        of_files = _look_at_files(images, facts, config)
-        findings |= {**of_files, "warnings": findings["warnings"] + of_files["warnings"]}
+        images, facts, findings = look_at_files(images, facts, config)
+        settings["manifest_sha256"] = images.sha256
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
         storage.delete_directory(storage.join(output, "manifest"))  # of a run that was killed in writing it
         manifest.write(images, storage.join(output, "manifest"))
-        storage.write_json(storage.join(output, "audit.json"), findings)
-        fingerprints.save(storage.join(output, "model"), _seen_in_training(images.table, facts))
+        storage.write_json(storage.join(output, AUDIT), findings)
+        fingerprints.save(storage.join(output, "model"), seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
         storage.write_json(settings_uri, settings | asked(config))
     say(
@@ -132,7 +130,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
         precision=settings["precision"],
         checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
-        tables=TrainingTables.of(images.table),
+        tables=TrainingTables.of(images.table).shared(),
         initial_state=ray.put(state),
         board=Board.options(  # type: ignore[attr-defined]
             # With the driver: a node that is lost must not take it along.
@@ -145,7 +143,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     saved = _write_bundle(best, output, preparation, config, settings, counts, images, prior, lock)
     lock.mark_finished()
     figures = saved.provenance["validation"]
-    say(
+    show(
         f"done in {duration(time.monotonic() - started)}: best epoch {saved.provenance['best_epoch']}, validation AUC "
         f"{figures['roc_auc']:.4f}, accuracy {figures['accuracy']:.4f}\n"
         f"  model    {storage.join(output, 'model')}\n  history  {storage.join(output, 'history.csv')}\n"
@@ -189,56 +187,6 @@ def default_global_batch_size(image_size: int, num_workers: int) -> int:
     return max(128 if image_size <= 64 else 32, 2 * num_workers)
 
 
-def _look_at_data(images: manifest.Manifest) -> dict[str, Any]:
-    findings = audit.of_manifest(images.table)
-    counts = findings["num_images"]
-    for needed in (schema.TRAIN, schema.VALIDATION):
-        if needed not in counts:
-            raise UserError(
-                f"Training needs a {needed} split: the data has {', '.join(counts)}; rename a folder, or give images "
-                "without split folders and let --split-by auto make them."
-            )
-        if not all(counts[needed].values()):
-            raise UserError(
-                f"Training needs images of both classes in {needed}: it has {counts[needed]['real']} real and "
-                f"{counts[needed]['fake']} fake; add the other class, or give images without split folders."
-            )
-    parts = [f"{name} {by['real']:,} real + {by['fake']:,} fake" for name, by in counts.items()]
-    say(f"images: {'; '.join(parts)}")
-    if images.other_files:
-        say(f"{len(images.other_files):,} other files are no images and are left out, such as {images.other_files[0]}")
-    return findings
-
-
-def _look_at_files(images: manifest.Manifest, facts: pa.Table, config: TrainConfig) -> dict[str, Any]:
-    """The part of the audit that is about what is in the files."""
-    found = audit.duplicates(images.table, facts)
-    auc = audit.zero_pixel_auc(images.table, facts, config.seed)
-    leaks = (
-        f"{found['num_across_splits']:,} images are in two splits and {found['num_across_classes']:,} in two classes"
-    )
-    warnings = []
-    if found["examples"]:
-        if not config.allow_leaks:
-            raise UserError(
-                f"An image must not be in two splits or two classes: {leaks}, with the same bytes, such as "
-                f"{' and '.join(found['examples'][0][:2])}; remove them, or add --allow-leaks."
-            )
-        warnings.append(f"{leaks}: figures on them flatter the model")
-    if auc is not None and auc > audit.SHORTCUT_AUC and not config.reencode:
-        warnings.append(
-            f"the files alone (bytes, size, format, JPEG quality), without a pixel, tell the classes apart with an AUC "
-            f"of {auc:.3f}: the model may learn that instead of the pictures; --reencode sends both through one JPEG"
-        )
-    return {"duplicates": found, "zero_pixel_auc": auc, "warnings": warnings}
-
-
-def _seen_in_training(rows: pa.Table, facts: pa.Table) -> pa.Table:
-    """`fingerprints.SCHEMA` of the rows that the model is trained and tuned on."""
-    seen = pa.table([rows["uri"], rows["split"], facts["sha256"], facts["phash"]], schema=fingerprints.SCHEMA)
-    return seen.filter(pc.is_in(seen["split"], pa.array([schema.TRAIN, schema.VALIDATION])))
-
-
 def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:
     """Of some training images spread over the manifest; unreadable ones are passed over, training counts them."""
     rows = images.table.filter(pc.equal(images.table["split"], schema.TRAIN))
@@ -261,6 +209,15 @@ class _Trainer(ray.train.torch.TorchTrainer):
     where there is no dashboard, the one that watches through it whether the controller lives. It would ask in vain,
     and the run would wait ten seconds for it at its end.
     """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Not Ray's handler, which is never taken back, swallows Ctrl-C, and ends the process with 0."""
+        self._controller = controller
+
+    def abort(self) -> None:
+        """End the controller, and with it the workers; after an interruption, as Ray's handler would have."""
+        with suppress(AttributeError, ray.exceptions.RayError):
+            ray.get(self._controller.abort.remote(), timeout=SECONDS_TO_ABORT)
 
     def _create_default_callbacks(self) -> list[Any]:
         without = (DatasetsCallback,) if has_dashboard() else (DatasetsCallback, PlacementGroupCleanerCallback)
@@ -290,6 +247,9 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     )
     try:
         result = trainer.fit()
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
     except ray.train.TrainingFailedError as error:
         hint = "; lower --micro-batch-size" if "OutOfMemoryError" in str(error) else ""
         raise JobError(f"training failed: {error}{hint}") from error
@@ -315,7 +275,7 @@ def _write_bundle(
     config: TrainConfig,
     settings: dict[str, Any],
     counts: dict[str, Any],
-    images: manifest.Manifest,
+    images: Labelled,
     prior: dict[str, float],
     lock: OutputLock,
 ) -> bundle.Spec:

@@ -6,4 +6,4 @@ from deepfake_ray import cli
 from deepfake_ray.config import QuantizeConfig
 
 if __name__ == "__main__":
-    sys.exit(cli.main(QuantizeConfig, "deepfake_ray.quantizing:quantize"))
+    sys.exit(cli.main(QuantizeConfig, "deepfake_ray.quantizing:quantize_to_summary"))

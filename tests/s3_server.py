@@ -1,10 +1,12 @@
 """A real S3 server: seaweedfs, from the package registry, on the loopback address."""
 
+import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pyarrow.fs as pafs
@@ -72,3 +74,50 @@ class Server:
             except OSError:
                 time.sleep(0.5)
         raise RuntimeError((self.folder / "log").read_text()[-2000:])
+
+
+class Stub:
+    """An S3 that answers as it is told, with what real servers hard to provoke give: a status, a cut body, silence.
+
+    `answer(request)` sends the answer to one request (`http.server.BaseHTTPRequestHandler`).
+    """
+
+    def __init__(self, answer):
+        self.requests = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(handler):  # noqa: N805
+                self.requests.append((handler.command, handler.path, dict(handler.headers)))
+                answer(handler)
+
+            do_HEAD = do_GET  # noqa: N815
+
+            def log_message(self, *_): ...
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def send(request, status, body=b"", headers=(), num_bytes=None):
+    """One answer; `num_bytes` is promised, where it is not what is sent."""
+    request.send_response(status)
+    dates = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT", "ETag": '"a"'} if status in (200, 206) else {}
+    for name, value in (dates | dict(headers)).items():
+        request.send_header(name, value)
+    request.send_header("Content-Length", str(len(body) if num_bytes is None else num_bytes))
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(body)
+        request.wfile.flush()
+
+
+def error_body(code, message="said the server", extra=""):
+    return f'<?xml version="1.0"?>\n<Error><Code>{code}</Code><Message>{message}</Message>{extra}</Error>'.encode()

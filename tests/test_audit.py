@@ -1,9 +1,14 @@
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from deepfake_ray import schema
-from deepfake_ray.audit import duplicates, of_manifest, zero_pixel_auc
+from deepfake_ray import manifest, schema, training_data
+from deepfake_ray.audit import duplicates, leaking, of_manifest, zero_pixel_auc
+from deepfake_ray.config import TrainConfig
+from deepfake_ray.errors import UserError
+from deepfake_ray.labels import Labelled
 
 
 def table(rows):
@@ -62,6 +67,94 @@ def test_duplicates_across_splits_and_classes_are_named():
     images = [{"sha256": s, "format": "png"} for s in ("a", "b", "b", "c", "c", "a")]
     found = duplicates(rows, facts([*images, {}, {}, {"sha256": "e"}, {"sha256": "e"}]))
     assert found == {"num_across_splits": 1, "num_across_classes": 1, "examples": [["0", "5"], ["3", "4"]]}
+
+
+def leaks():
+    """Rows, and their files: a to z name bytes, a dot no image."""
+    rows = [
+        ("real", "train", "a"), ("real", "test", "a"),  # in test
+        ("real", "train", "b"), ("real", "validation", "b"),  # in validation
+        ("fake", "validation", "c"), ("fake", "test", "c"), ("fake", "train", "c"),  # in all
+        ("real", "train", "d"), ("real", "train", "d"),  # twice in one split: no leak
+        ("real", "test", "e"), ("fake", "test", "e"),  # in both classes
+        ("real", "train", "f"), ("fake", "test", "f"), ("fake", "validation", "f"),  # both classes, several splits
+        ("real", "train", "."), ("fake", "test", "."),
+        *[(of, split, f"{of}{split}{i}") for of in ("real", "fake") for split in schema.SPLITS for i in range(2)],
+    ]  # fmt: skip
+    found = table([(of, split, None, None) for of, split, _ in rows])
+    images = [{"sha256": name, "format": None if name == "." else "png", "num_bytes": 7} for *_, name in rows]
+    return found, facts(images), rows
+
+
+def test_leaks_are_left_out_where_they_hurt():
+    """What is judged by stays as it is, and is not trained on; of an image in both classes no label is right."""
+    rows, files, _ = leaks()
+    found = {one["uri"]: (one["split"], one["label"], one["reason"], one["kept_uri"]) for one in leaking(rows, files)}
+    assert found == {
+        "0": ("train", "real", "in test, too", "1"),
+        "2": ("train", "real", "in validation, too", "3"),
+        "4": ("validation", "fake", "in test, too", "5"),
+        "6": ("train", "fake", "in test, too", "5"),
+        "9": ("test", "real", "in both classes", None),
+        "10": ("test", "fake", "in both classes", None),
+        "11": ("train", "real", "in both classes", None),
+        "12": ("test", "fake", "in both classes", None),
+        "13": ("validation", "fake", "in both classes", None),
+    }
+    kept = pa.array([uri not in found for uri in rows["uri"].to_pylist()])
+    left = duplicates(rows.filter(kept), files.filter(kept))
+    assert (left["num_across_splits"], left["num_across_classes"]) == (0, 0)
+    assert leaking(rows.filter(kept), files.filter(kept)) == []
+
+
+def configured(**options):
+    return TrainConfig(data="d", output="o", **options)
+
+
+def test_leaks_are_an_error_that_names_the_remedy():
+    rows, files, _ = leaks()
+    message = "4 images are in two splits and 2 in two classes.*0 and 1; .*--leaks drop.*--allow-leaks"
+    with pytest.raises(UserError, match=message):
+        training_data.look_at_files(Labelled(rows), files, configured())
+
+
+def test_what_is_left_after_dropping_is_what_is_trained_on(capsys):
+    rows, files, _ = leaks()
+    images, left, findings = training_data.look_at_files(Labelled(rows), files, configured(leaks="drop"))
+    assert len(images.table) == len(left) == len(rows) - 9
+    assert images.table["row"].to_pylist() == list(range(len(images.table)))
+    assert findings["num_images"] == manifest.count(images.table)
+    assert findings["num_images"]["validation"] == {"real": 3, "fake": 2}
+    assert [one["uri"] for one in findings["dropped"]] == ["0", "2", "4", "6", "9", "10", "11", "12", "13"]
+    seen = training_data.seen_in_training(images.table, left)
+    assert set(seen["uri"].to_pylist()).isdisjoint(one["uri"] for one in findings["dropped"])
+    assert set(seen["num_bytes"].to_pylist()) == {7}
+    said = capsys.readouterr().err
+    assert "leaves out 9 of 28 files" in said
+    assert "validation 3 real + 2 fake" in said
+    # A resumed run lists anew, and drops what was dropped.
+    again, counted = training_data.as_before(Labelled(rows), json.loads(json.dumps(findings)))
+    assert again.sha256 == images.sha256
+    assert counted["num_images"] == findings["num_images"]
+
+
+def test_allowed_leaks_are_warned_of():
+    rows, files, _ = leaks()
+    for options in ({"leaks": "allow"}, {"allow_leaks": True}):
+        images, left, findings = training_data.look_at_files(Labelled(rows), files, configured(**options))
+        assert (images.table, left) == (rows, files)
+        assert findings["dropped"] == []
+        assert "figures on them flatter the model" in " ".join(findings["warnings"])
+    assert configured(allow_leaks=True).leaks == "allow"
+    with pytest.raises(UserError, match="must agree"):
+        configured(allow_leaks=True, leaks="drop")
+
+
+def test_a_class_that_was_dropped_whole_is_missed():
+    rows = table([(of, split, None, None) for split in schema.SPLITS for of in schema.CLASSES])
+    files = facts([{"sha256": name, "format": "png"} for name in "abcded"])  # validation's fake is test's fake
+    with pytest.raises(UserError, match="both classes in validation: it has 1 real and 0 fake"):
+        training_data.look_at_files(Labelled(rows), files, configured(leaks="drop"))
 
 
 def shortcut(of_real, of_fake, number=200):

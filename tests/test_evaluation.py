@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pyarrow import csv
+from scipy.stats import binomtest
 from sklearn import metrics as sk
 from test_jobs import read, score
 
@@ -22,7 +23,7 @@ from deepfake_ray.errors import UserError
 pytestmark = pytest.mark.ray
 
 
-def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folder, tmp_path):
+def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folder, tmp_path, capsys):
     from deepfake_ray.evaluation import evaluate
 
     output = tmp_path / "o"
@@ -31,6 +32,10 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
     rows = read(output).to_pandas()
     y, p = (rows.true_label == "fake").astype(int), rows.p_fake.astype(float)
     assert len(rows) == 80
+    shown = capsys.readouterr()
+    assert f"test: ROC AUC {found['roc_auc']:.4f}" in shown.out, "results are on standard output"
+    assert "report.html" in shown.out
+    assert "test: ROC AUC" not in shown.err
     assert set(rows.split) == {"test"}
     assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(y, rows.logit), abs=1e-9)
     assert found["average_precision"] == pytest.approx(sk.average_precision_score(y, rows.logit), abs=1e-9)
@@ -47,12 +52,12 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
         called = (rows.logit >= np.float32(at["threshold_logit"])).astype(int)
         assert at["accuracy"] == pytest.approx(sk.accuracy_score(y, called), abs=1e-9)
         assert at["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y, called), abs=1e-9)
-        assert at["mcc"] == pytest.approx(sk.matthews_corrcoef(y, called), abs=1e-9)
+        if called.nunique() == 2:
+            assert at["mcc"] == pytest.approx(sk.matthews_corrcoef(y, called), abs=1e-9)
         assert at["f1_fake"] == pytest.approx(sk.f1_score(y, called), abs=1e-9)
         assert at["f1_macro"] == pytest.approx(sk.f1_score(y, called, average="macro"), abs=1e-9)
-        assert at["precision_real"] == pytest.approx(
-            sk.precision_score(y, called, pos_label=0, zero_division=0), abs=1e-9
-        )
+        if (called == 0).any():
+            assert at["precision_real"] == pytest.approx(sk.precision_score(y, called, pos_label=0), abs=1e-9)
         assert at["confusion_matrix"] == sk.confusion_matrix(y, called).tolist()
     fake = rows.logit >= np.float32(found["thresholds"]["balanced"]["threshold_logit"])
     assert (rows.predicted_label == np.where(fake, "fake", "real")).all()
@@ -167,9 +172,39 @@ def test_the_model_card_says_what_was_measured_last(planted, trained):
     assert card.index("## Evaluated on") < card.index(row) < card.index("## Limits")
 
 
-def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_path):
+def other_evaluation(planted, place):
+    """As if another model had been evaluated on the same images, in another order and at another threshold."""
+    (place / "predictions").mkdir(parents=True)
+    random = np.random.default_rng(0)
+    rows = read(planted).to_pandas()
+    rows["logit"] = (0.3 * rows.logit + random.normal(0.5, 1.0, len(rows))).astype(np.float32)
+    rows = rows.iloc[random.permutation(len(rows))].reset_index(drop=True)
+    rows["row"] = range(len(rows))
+    table = pa.Table.from_pandas(rows, preserve_index=False).cast(schema.PREDICTIONS)
+    pq.write_table(table, place / "predictions" / "part-00000.parquet")
+    result = json.load(open(planted / "metrics.json"))
+    result |= {"model_id": "another", "verdict_threshold": "given"}
+    result["thresholds"]["given"] = result["thresholds"]["default"] | {"threshold": 0.6, "threshold_logit": 0.75}
+    (place / "metrics.json").write_text(json.dumps(result))
+    return rows
+
+
+def figures_of(rows, threshold_logit):
+    fake = rows.true_label == "fake"
+    called = rows.logit >= np.float32(threshold_logit)
+    return {
+        "roc_auc": sk.roc_auc_score(fake, rows.logit),
+        "accuracy": (called == fake).mean(),
+        "balanced_accuracy": sk.balanced_accuracy_score(fake, called),
+        "recall_real": (~called[~fake]).mean(),
+        "recall_fake": called[fake].mean(),
+    }, called == fake
+
+
+def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_path, capsys):
     from deepfake_ray.evaluation import evaluate
 
+    theirs = other_evaluation(planted, tmp_path / "other")
     data = planted.parent / "data"
     score(images=data, model=str(trained / "model"), output=str(tmp_path / "scores"))
     rows = read(planted).to_pandas()
@@ -178,7 +213,7 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
     chosen = rows[rows.index >= 10].rename(columns={"true_label": "label"})[["uri", "label"]].to_dict("records")
     pq_table = pa.Table.from_pylist([*chosen, missing])
     csv.write_csv(pq_table, table)
-    options = {"predictions": str(tmp_path / "scores"), "labels": str(table), "compare": str(planted)}
+    options = {"predictions": str(tmp_path / "scores"), "labels": str(table), "compare": str(tmp_path / "other")}
     found = evaluate(EvaluateConfig(output=str(tmp_path / "o"), **options))
     assert found["num_scored"] == len(rows) - 10
     assert "1 labelled images have no prediction" in " ".join(found["warnings"])
@@ -190,8 +225,26 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
     assert len(written) == len(rows) - 10
     assert written.schema.equals(schema.PREDICTIONS, check_metadata=True)
     other = found["comparison"]
-    assert (other["num_images"], other["mcnemar_p"], other["only_ours_right"]) == (len(rows) - 10, 1.0, 0)
-    assert other["difference"]["roc_auc"]["value"] == pytest.approx(0, abs=1e-6)
+    ours = written.to_pandas()
+    theirs = theirs.set_index("uri").loc[ours.uri]
+    (of_ours, right), (of_theirs, theirs_right) = (
+        figures_of(ours, found["thresholds"]["balanced"]["threshold_logit"]), figures_of(theirs, 0.75)
+    )  # fmt: skip
+    assert (other["num_images"], other["model_id"]) == (len(rows) - 10, "another")
+    assert other["ours"] == pytest.approx(of_ours, abs=1e-6)
+    assert other["theirs"] == pytest.approx(of_theirs, abs=1e-6)
+    for name, difference in other["difference"].items():
+        assert difference["value"] == pytest.approx(of_ours[name] - of_theirs[name], abs=1e-6)
+        assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
+    counts = [int((one & ~another).sum()) for one, another in ((right.values, theirs_right.values),
+                                                               (theirs_right.values, right.values))]  # fmt: skip
+    assert [other["only_ours_right"], other["only_theirs_right"]] == counts
+    assert counts[0] != counts[1]
+    assert other["mcnemar_p"] == pytest.approx(binomtest(counts[0], sum(counts)).pvalue)
+    said = capsys.readouterr().out
+    assert f"beside model another, on the {len(rows) - 10} images of both:" in said
+    assert f"{of_ours['accuracy'] - of_theirs['accuracy']:+.4f} (" in said
+    assert f"right on {counts[0]} images, only the other on {counts[1]}: McNemar" in said
     assert "Beside model" in (tmp_path / "o" / "report.html").read_text()
     table.write_text("uri,label\n/nowhere.jpg,fake\n")
     with pytest.raises(UserError, match="no uri is in both"):

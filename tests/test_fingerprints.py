@@ -78,7 +78,8 @@ def test_all_near_pairs_are_found_and_no_others():
 def test_leaks_are_named():
     def table(prefix, hashes, digests, split):
         columns = {"uri": [f"{prefix}{i}" for i in range(len(hashes))], "split": [split] * len(hashes)}
-        return pa.table({**columns, "sha256": digests, "phash": hashes}, schema=fingerprints.SCHEMA)
+        sizes = [None] * len(hashes)
+        return pa.table({**columns, "sha256": digests, "phash": hashes, "num_bytes": sizes}, schema=fingerprints.SCHEMA)
 
     trained = table("/train/", [0b0, 0b1111_1111, None, 2**62], ["aa", "bb", None, "dd"], "train")
     tested = table("/test/", [0b1, 0b1111_0000_0000, 0b111_1111, None, 5 << 40], ["zz", "bb", "yy", None, "dd"], "test")

@@ -6,8 +6,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from deepfake_ray.containers import sniff
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.images import Limits, decode, jpeg_quality, sniff
+from deepfake_ray.images import Limits, decode, header
 from deepfake_ray.preparation import CROP, Preparation, prepare, spread
 
 LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
@@ -245,7 +246,7 @@ def test_wrong_suffix_does_not_matter_but_the_bytes_do():
 
 @pytest.mark.parametrize("quality", [30, 50, 75, 90, 95])
 def test_jpeg_quality_is_estimated_from_the_table(quality):
-    assert jpeg_quality(encode(rgb(), "JPEG", quality=quality)) == quality
+    assert header(encode(rgb(), "JPEG", quality=quality)).jpeg_quality == quality
 
 
 def test_prepare_resizes_to_the_square_and_leaves_the_right_size_alone():

@@ -3,10 +3,10 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.stats import binom, norm
 from sklearn import metrics as sk
 
-from deepfake_ray import bundle, intervals, measurement, metrics, schema, slices
+from deepfake_ray import bundle, measurement, metrics, schema, slices
+from deepfake_ray.intervals import Clusters, wilson
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import p_fake_of, threshold_at
@@ -58,57 +58,10 @@ def test_counts_give_the_numbers_of_the_images():
     for threshold in (0.0, 0.3, 0.7, 1.0):
         numbers = metrics.at_threshold(labels, logits, threshold_at(threshold, 1.0))
         matrix = numbers.pop("confusion_matrix")
-        assert metrics.of_counts(np.ravel(matrix)) == pytest.approx(numbers, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("successes", "trials", "low", "high"),
-    # Newcombe 1998 (Statistics in Medicine 17, 857-872), table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_has_the_published_limits(successes, trials, low, high):
-    assert intervals.wilson(successes, trials) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_covers_at_its_rate():
-    """Summed over all outcomes, not simulated."""
-    for share in (0.5, 0.8, 0.95):
-        covered = [low <= share <= high for low, high in (intervals.wilson(k, 200) for k in range(201))]
-        assert 0.93 < binom.pmf(np.arange(201), 200, share) @ covered < 0.97
-
-
-def grouped(seed):
-    """60 groups of 5 images of one class each, which share half of their variance: an AUC of Phi(1 / sqrt 2)."""
-    random = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(60), 5)
-    labels = groups % 2
-    logits = labels + np.sqrt(0.5) * random.normal(size=60)[groups] + np.sqrt(0.5) * random.normal(size=300)
-    return labels, logits, groups
-
-
-def test_bootstrap_covers_at_its_rate_only_by_group(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 300)
-    true = norm.cdf(1 / np.sqrt(2))
-    covered = {"group": 0, "image": 0}
-    for seed in range(150):
-        labels, logits, groups = grouped(seed)
-        figures = Ranking(labels, logits, 1.0).figures
-        for by in covered:
-            found = intervals.bootstrap(figures, len(labels), groups if by == "group" else None, seed)
-            low, high = found["roc_auc"]
-            covered[by] += low <= true <= high
-    # .95 of 150 is 142.5, with a standard deviation of 2.7; percentile intervals of 60 groups run a little narrow.
-    assert 134 <= covered["group"] <= 149
-    assert covered["image"] < 120
-
-
-def test_bootstrap_repeats_and_says_when_it_cannot():
-    labels, logits = simulated(60)
-    ranking = Ranking(labels, logits, 1.0)
-    assert intervals.bootstrap(ranking.figures, 60, seed=1) == intervals.bootstrap(ranking.figures, 60, seed=1)
-    alone = intervals.bootstrap(Ranking([1] * 9, range(9), 1.0).figures, 9)
-    assert alone["roc_auc"] is None
-    assert alone["brier"] is not None
+        of_counts = {
+            name: None if np.isnan(value) else value for name, value in metrics.of_counts(np.ravel(matrix)).items()
+        }
+        assert of_counts == numbers
 
 
 def predictions(labels, logits, **columns):
@@ -149,7 +102,10 @@ def test_slices_by_hand():
         jpeg_quality=[49, 50, 95, None, None, None],
     )
     labels, logits = measurement.arrays(scored)
-    found = {(of["by"], of["value"]): of for of in slices.by_slice(scored, labels, logits, threshold_at(0.5, 1.0))}
+    found = {
+        (of["by"], of["value"]): of
+        for of in slices.by_slice(scored, labels, logits, threshold_at(0.5, 1.0), Clusters.of([None] * 6))
+    }
     assert list(found) == [
         ("source", "a"), ("source", "b"), ("format", "JPEG"), ("format", "PNG"), ("short side", "under 64 px"),
         ("short side", "64 to 127 px"), ("JPEG quality", "under 50"), ("JPEG quality", "50 to 69"),
@@ -175,10 +131,10 @@ def test_every_figure_has_an_interval_around_it():
             for name, (low, high) in of["intervals"].items():
                 assert low <= of[name] <= high, name
     at = result["thresholds"]["default"]
-    wilson = intervals.wilson(at["confusion_matrix"][1][1], int(np.sum(labels)))
+    of_images = wilson(at["confusion_matrix"][1][1], int(np.sum(labels)))
     assert measurement.measure(predictions(labels, logits), MODEL, "0.6")["thresholds"]["default"]["intervals"][
         "recall_fake"
-    ] == pytest.approx(wilson)
+    ] == pytest.approx(of_images)
     rows = measurement.tidy({**result, "split": "test"}).to_pylist()
     (auc,) = [row for row in rows if row["metric"] == "roc_auc"]
     assert (auc["value"], auc["low"], auc["high"]) == (result["roc_auc"], *result["intervals"]["roc_auc"])

@@ -1,6 +1,7 @@
 """The most confident errors, and Grad-CAM where its answer is known."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -83,26 +84,71 @@ def test_the_worst_are_the_most_confident_errors_of_each_class():
     p_fake = [0.01, 0.45, 0.2, 0.9, 0.99, 0.55, 0.7]
     labels = ["fake", "fake", "fake", "fake", "real", "real", "real"]
     table = pa.table(
-        {"uri": [f"/{i}" for i in range(7)], "true_label": labels, "p_fake": p_fake, "logit": logit(p_fake)}
+        {
+            "uri": [f"/{i}" for i in range(7)],
+            "source": ["a"] * 7,
+            "true_label": labels,
+            "p_fake": p_fake,
+            "logit": logit(p_fake),
+        }
     )
     assert [row["uri"] for row in mistakes.worst(table, threshold_at(0.5, 1.0))] == ["/0", "/2", "/1", "/4", "/6", "/5"]
     assert [row["uri"] for row in mistakes.worst(table, threshold_at(0.6, 1.0))] == ["/0", "/2", "/1", "/4", "/6"]
     p_fake = np.linspace(0.6, 0.9, 50)
-    many = pa.table({"uri": ["/"] * 50, "true_label": ["real"] * 50, "p_fake": p_fake, "logit": logit(p_fake)})
+    many = pa.table(
+        {
+            "uri": ["/"] * 50,
+            "source": [None] * 50,
+            "true_label": ["real"] * 50,
+            "p_fake": p_fake,
+            "logit": logit(p_fake),
+        }
+    )
     assert [row["p_fake"] for row in mistakes.worst(many, threshold_at(0.5, 1.0))] == pytest.approx(
         np.linspace(0.6, 0.9, 50)[:-9:-1]
     )
 
 
-def test_pictures_are_what_the_model_is_given(brightness, tmp_path):
+def shown(data):
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_pictures_are_whole_and_upright(brightness, tmp_path):
     image = np.zeros((40, 64, 3), np.uint8)
     image[:, 40:] = 255
+    Image.fromarray(image).save(tmp_path / "small.png")
+    large = np.zeros((900, 1200, 3), np.uint8)
+    large[:, 900:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(large).save(tmp_path / "large.jpg", exif=exif)
+    rows = [
+        {"uri": str(tmp_path / name), "source": "a", "true_label": "real", "p_fake": 0.9}
+        for name in ("small.png", "large.jpg", "gone.png")
+    ]
+    small, turned, gone = mistakes.pictures(rows, brightness, LIMITS)
+    assert (gone.picture, gone.heat, gone.source) == (b"", b"", "a")
+    picture = shown(small.picture)
+    assert picture.shape == (120, 192, 3)  # three times as large, and no square as the model's
+    assert picture[60, 20].max() < 20
+    assert picture[60, 180].min() > 235
+    heat = shown(small.heat).astype(int)
+    assert heat.shape == picture.shape
+    assert heat[60, 170].sum() > heat[60, 20].sum() + 150, "what is bright speaks for fake"
+    picture = shown(turned.picture)
+    assert picture.shape == (480, 360, 3)
+    assert picture[20, 180].max() < 20
+    assert picture[460, 180].min() > 235
+
+
+def test_the_heat_of_a_cropped_square_is_on_that_square(brightness, tmp_path):
+    spec, arrays = bundle.load(brightness)
+    cropping = replace(spec, preparation=Preparation(image_size=64, resize="crop"))
+    bundle.save(str(tmp_path / "model"), cropping, arrays)
+    image = np.zeros((100, 300, 3), np.uint8)
+    image[:, 140:160] = 255
     Image.fromarray(image).save(tmp_path / "a.png")
-    rows = [{"uri": str(tmp_path / name), "true_label": "real", "p_fake": 0.9} for name in ("a.png", "gone.png")]
-    shown, gone = mistakes.pictures(rows, brightness, LIMITS)
-    assert (gone.picture, gone.explained) == (b"", False)
-    assert shown.explained
-    picture = np.asarray(Image.open(io.BytesIO(shown.picture)))
-    assert picture.shape == (192, 384, 3)  # 64 px, three times as large, and the heat beside it
-    assert picture[96, 20].max() < 20
-    assert picture[96, 180].min() > 235
+    row = {"uri": str(tmp_path / "a.png"), "source": None, "true_label": "real", "p_fake": 0.9}
+    (one,) = mistakes.pictures([row], str(tmp_path / "model"), LIMITS)
+    assert shown(one.picture).shape == (100, 300, 3)
+    assert shown(one.heat).shape == (64, 64, 3)

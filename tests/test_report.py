@@ -1,7 +1,9 @@
 """report.html in a real browser: what it asks the network for, what its console says, what it shows."""
 
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 
@@ -47,11 +49,16 @@ def page(tmp_path_factory):
     }  # fmt: skip
     labels, logits = measurement.arrays(scored)
     pictures = figures.of_evaluation(labels, logits, result, MODEL.temperature)
-    square = simplejpeg.encode_jpeg(np.zeros((160, 320, 3), np.uint8))
-    errors = [
-        Mistake(uri=f"/{i}<i>.jpg", true_label=label, p_fake=0.9, picture=square if i else b"", explained=True)
-        for i, label in enumerate(["fake", "fake", "real"])
-    ]
+    random = np.random.default_rng(0)
+    errors = []
+    for i, label in enumerate(["fake"] * 6 + ["real"] * 5):
+        shape = (160, 240) if i % 2 else (240, 160)
+        picture = simplejpeg.encode_jpeg(np.full((*shape, 3), random.integers(0, 256, 3), np.uint8)) if i else b""
+        uri = f"s3://bucket/some/long/place/of/images/{label}/" + f"{i:02}<i>" * 12 + ".jpg"
+        source = None if label == "real" else "stylegan <b>2</b>"
+        errors.append(
+            Mistake(uri=uri, source=source, true_label=label, p_fake=1.2e-5 * i, picture=picture, heat=picture)
+        )
     run = {"run_id": "0123", "manifest_sha256": "ab" * 32, "errors_by_code": {"truncated": 3}}
     text = metrics.classification_report(labels, logits, AT)
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -69,6 +76,7 @@ def open_in_chromium(page):
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr",
             f"--user-data-dir={page.with_suffix('.profile')}", f"--log-net-log={log}", "--virtual-time-budget=3000",
+            "--window-size=1400,900", "--hide-scrollbars",
             "--dump-dom", page.as_uri(),
         ],
         capture_output=True, text=True, timeout=120, check=True,
@@ -92,6 +100,33 @@ def test_the_report_asks_the_network_for_nothing(opened, page):
     assert open_in_chromium(other)[2] == {"http://127.0.0.1:9/x.png"}
 
 
+MEASURE = """<script>addEventListener("load", () => {
+  const right = all => Math.max(...[...document.querySelectorAll(all)].map(one => one.getBoundingClientRect().right));
+  parent.postMessage({
+    inner: innerWidth, page: document.documentElement.scrollWidth, body: document.body.scrollWidth,
+    numbers: right(".words td"), boxes: right(".scroll, img, p, dd, pre, figcaption"),
+    inside: [...document.querySelectorAll(".scroll")].filter(one => one.scrollWidth > one.clientWidth).length,
+  }, "*");
+});</script>"""
+FRAME = """<iframe src="{name}" style="width: {width}px; height: 800px; border: 0"></iframe>
+<script>onmessage = event => { document.body.dataset.widths = JSON.stringify(event.data); };</script>"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_never_scrolls_sideways(page, width):
+    """On a phone and on a desk: tables that are wider scroll inside themselves."""
+    measured = page.with_name(f"{width}.html")
+    measured.write_text(page.read_text().replace("</body>", f"{MEASURE}</body>"))
+    frame = page.with_name(f"frame-{width}.html")  # a window of chromium's is 500 px wide at least
+    frame.write_text(FRAME.replace("{name}", measured.name).replace("{width}", str(width)))
+    dom, *_ = open_in_chromium(frame)
+    found = json.loads(html.unescape(re.search('data-widths="([^"]*)"', dom)[1]))
+    assert found["inner"] == width
+    assert max(found["page"], found["body"], found["boxes"]) <= width
+    assert found["numbers"] <= width, "numbers without a threshold are seen without scrolling"
+    assert (found["inside"] > 0) == (width == 390)
+
+
 def test_the_console_stays_silent(opened):
     assert opened[1] == []
 
@@ -99,8 +134,12 @@ def test_the_console_stays_silent(opened):
 def test_the_report_shows_its_figures_and_escapes_names(opened, page):
     dom = opened[0]
     assert dom.count("data:image/png;base64,") == 8
-    assert dom.count("data:image/jpeg;base64,") == 2
-    assert dom.count("<img") == 10
+    assert dom.count("data:image/jpeg;base64,") == 20
+    assert dom.count("<img") == 28
+    assert "(cannot be read any more)" in dom
+    assert "source stylegan &lt;b&gt;2&lt;/b&gt;" in dom
+    assert "s3://bucket/some/long/place/of/images/real/07&lt;i&gt;" in dom, "not the name alone"
+    assert "p_fake 1.2e-05" in dom
     assert "/test/seen.jpg" in dom
     assert "posted and passed on" not in dom, "it was not measured"
     assert "stylegan &lt;b&gt;2&lt;/b&gt;" in dom

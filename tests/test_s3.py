@@ -19,7 +19,7 @@ from deepfake_ray import manifest, storage
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.listing import files_in
-from deepfake_ray.s3 import client
+from deepfake_ray.s3 import _client, client
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def s3(server):
     saved = dict(os.environ)
     os.environ.update(server.environment)
     storage.object_store.cache_clear()
-    client.cache_clear()
+    _client.cache_clear()
     yield server.filesystem("bucket", "secret")
     os.environ.clear()
     os.environ.update(saved)
@@ -81,7 +81,7 @@ def test_a_listing_has_many_pages_and_several_prefixes_at_once(s3):
 def test_keys_that_are_no_clean_path(s3):
     """Control characters and empty segments, as careless writers leave them."""
     for key in ("odd/a\nb.jpg", "odd/\x7fc.jpg", "odd//d.jpg"):
-        client().put_object(Bucket="bucket", Key=key, Body=key.encode())
+        client("s3://bucket").put_object(Bucket="bucket", Key=key, Body=key.encode())
     found = {uri: fetch(uri, 100) for page in files_in("s3://bucket/odd") for uri in page["uri"].to_pylist()}
     assert found == {
         "s3://bucket/odd/a\nb.jpg": b"odd/a\nb.jpg",
@@ -101,10 +101,10 @@ def code(uri, max_bytes=1000, timeout_s=5.0):
 def fresh_clients():
     """Clients read the environment once."""
     storage.object_store.cache_clear()
-    client.cache_clear()
+    _client.cache_clear()
     yield
     storage.object_store.cache_clear()
-    client.cache_clear()
+    _client.cache_clear()
 
 
 def test_failures_keep_their_reason(s3, monkeypatch, fresh_clients):
@@ -123,7 +123,7 @@ def test_failures_keep_their_reason(s3, monkeypatch, fresh_clients):
     assert code("s3://secret/one.jpg") == ErrorCode.FORBIDDEN
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     storage.object_store.cache_clear()
-    client.cache_clear()
+    _client.cache_clear()
     assert code("s3://bucket/one.jpg") == ErrorCode.FORBIDDEN
     with pytest.raises(UserError, match="credentials"):
         manifest.list_images("s3://bucket")

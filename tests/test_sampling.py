@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deepfake_ray import augment
+from deepfake_ray.errors import UserError
 from deepfake_ray.sampling import Position, Sampler
 
 
@@ -12,8 +15,8 @@ def samplers(world_size, **options):
 
 def global_batches(world_size, epoch):
     ranks = samplers(world_size)
-    parts = [sampler.train_rows(epoch, 0, sampler.steps_per_epoch) for sampler in ranks]
-    return np.concatenate(parts, axis=1)  # (steps, global batch)
+    steps = range(ranks[0].steps_per_epoch)
+    return np.array([np.concatenate([s.step_rows(epoch, step) for s in ranks]) for step in steps])
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
@@ -37,27 +40,68 @@ def test_validation_rows_are_each_seen_once(world_size):
     assert sorted(np.concatenate(rows)) == list(range(37))
 
 
-def test_tasks_cover_an_epoch_in_order_and_resume_where_asked():
+def rows_of(tasks):
+    """(epoch, is_train) -> the tasks' rows of it, which must follow one another without a gap."""
+    found = {}
+    for task in tasks:
+        rows = found.setdefault((task.epoch, task.is_train), [])
+        assert not rows or rows[-1] + 1 == task.start
+        rows.extend(range(task.start, task.stop))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("most_rows", "rows_per_task"),
+    [(1, 1), (5, 5), (11, 11), (12, 12), (23, 12), (30, 24), (1000, 996)],  # a step has 12 rows
+)
+def test_tasks_cover_an_epoch_in_order_in_whole_steps_or_less_than_one(most_rows, rows_per_task):
     (sampler,) = samplers(1)
-    tasks = list(sampler.tasks(Position(), 3, images_per_task=30))
+    tasks = list(sampler.tasks(Position(), 3, most_rows))
     assert [t.epoch for t in tasks] == sorted(t.epoch for t in tasks)
-    first = [t for t in tasks if t.epoch == 0]
-    steps = [range(t.start, t.stop) for t in first if t.is_train]
-    assert [s for r in steps for s in r] == list(range(9))
-    assert all(len(r) == 2 for r in steps[:-1])
-    assert [t for t in tasks if t.epoch >= 2] == list(sampler.tasks(Position(2), 3, images_per_task=30))
+    assert rows_of(tasks) == {
+        (epoch, is_train): list(range(9 * 12 if is_train else 37)) for epoch in range(3) for is_train in (True, False)
+    }
+    assert max(t.stop - t.start for t in tasks if t.is_train) == min(rows_per_task, 9 * 12)
+    assert [t for t in tasks if t.epoch >= 2] == list(sampler.tasks(Position(2), 3, most_rows))
 
 
-def test_tasks_begin_at_a_step():
+@pytest.mark.parametrize("most_rows", [5, 30])
+def test_tasks_begin_at_a_step(most_rows):
     (sampler,) = samplers(1)
-    tasks = list(sampler.tasks(Position(1, 4), 3, images_per_task=30))
-    steps = [(t.epoch, step) for t in tasks if t.is_train for step in range(t.start, t.stop)]
-    assert steps == [(1, step) for step in range(4, 9)] + [(2, step) for step in range(9)]
-    assert sum(t.stop - t.start for t in tasks if not t.is_train and t.epoch == 1) == 37
+    rows = rows_of(sampler.tasks(Position(1, 4), 3, most_rows))
+    assert rows == {
+        (1, True): list(range(4 * 12, 9 * 12)),
+        (1, False): list(range(37)),
+        (2, True): list(range(9 * 12)),
+        (2, False): list(range(37)),
+    }
 
 
 def test_slices_of_a_batch_differ_by_a_row_at_most():
     assert [s.batch_size for s in samplers(5)] == [2, 2, 3, 2, 3]  # 12 rows over 5 ranks
+
+
+def test_more_workers_than_rows_of_a_step_are_refused():
+    with pytest.raises(UserError, match="each worker an image: got 3 over 5; try 10, or fewer workers"):
+        samplers(5, global_batch_size=3)
+
+
+@given(
+    num_train=st.integers(1, 60),
+    global_batch_size=st.integers(5, 20),
+    worlds=st.lists(st.integers(1, 5), min_size=1, max_size=12),
+)
+def test_an_epoch_is_a_permutation_however_often_workers_come_and_go(num_train, global_batch_size, worlds):
+    options = {"num_train": num_train, "global_batch_size": global_batch_size}
+    steps_per_epoch = samplers(1, **options)[0].steps_per_epoch
+    rows = []
+    for step in range(steps_per_epoch):
+        ranks = samplers(worlds[step % len(worlds)], **options)
+        assert {s.steps_per_epoch for s in ranks} == {steps_per_epoch}
+        assert sum(s.share for s in ranks) / len(ranks) == pytest.approx(1)
+        rows.extend(np.concatenate([s.step_rows(0, step) for s in ranks]))
+    assert sorted(rows[:num_train]) == list(range(num_train))
+    assert rows[num_train:] == [rows[i % num_train] for i in range(num_train, len(rows))]
 
 
 def test_a_worker_may_have_no_validation_rows():

@@ -138,6 +138,18 @@ def test_a_mistake_fails_the_job_with_one_line(head, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_an_output_in_the_upload_is_refused(head, sample_folder):
+    """Ray deletes it with the job: the results would be gone, and the job would have succeeded."""
+    done = head.job(
+        "submit", "--working-dir", ".", "--", "python", "jobs/train.py", "--data", sample_folder, "--output", "runs/one"
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "Job entrypoint command failed with exit code 2" in said
+    assert re.search(r"output must be an absolute path .* runs/one would be /.*/working_dir_files/.*/runs/one", said)
+    assert not list(Path(head.folder).rglob("working_dir_files/*/runs/one"))
+
+
 def test_a_stopped_job_goes_on_with_resume_and_is_evaluated(head, trained_there, sample_folder, tmp_path):
     model, output = trained_there[0] / "model", tmp_path / "scores"
     command = ["python", "jobs/score.py", "--images", sample_folder, "--model", model, "--output", output,
@@ -150,6 +162,7 @@ def test_a_stopped_job_goes_on_with_resume_and_is_evaluated(head, trained_there,
         time.sleep(0.01)
     head.job("stop", name, check=True)
     assert "'to-be-stopped' was stopped" in head.job("status", name).stdout
+    assert f"stopped by SIGTERM: what is written stays in {output}; the same command" in head.job("logs", name).stdout
     assert not (output / "_SUCCESS").exists()
     done = head.job("submit", "--working-dir", ".", "--", *command, "--resume")
     assert done.returncode == 0, done.stdout + done.stderr

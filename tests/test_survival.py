@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from processes import kill_when, processes_named, run_job, start_job, wait_until
 from torch import nn
 
-from deepfake_ray import models, weights
+from deepfake_ray import bundle, models
 from deepfake_ray.config import TrainConfig
 
 pytestmark = pytest.mark.ray
@@ -107,25 +108,11 @@ def test_a_killed_worker_is_replaced_in_the_middle_of_an_epoch(whole, flags, tmp
     assert model_id(output) == model_id(whole)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(ray_2_cpus, sample_folder, tmp_path):
-    """With batch norms at rest (the backbone frozen) and no dropout drawn, nothing but rounding differs."""
-    from deepfake_ray.training import train
-
-    common = {"data": str(sample_folder), "arch": "resnet18", "weights": "none", "limit": 60, "image_size": 32,
-              "epochs": 2, "freeze_backbone_epochs": 1, "global_batch_size": 20, "learning_rate": 0.01,
-              "precision": "fp32"}  # fmt: skip
-    losses = []
-    for name, size in (("whole", None), ("pieces", 7)):
-        train(TrainConfig(**common, output=str(tmp_path / name), micro_batch_size=size))
-        losses.append([float(row["train_loss"]) for row in history(tmp_path / name)])
-    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
-    assert losses[0][1] != pytest.approx(losses[1][1], rel=1e-5)  # batch norms see 7 images, not 20
-
-
-def untrained_metrics(folder):
-    """Loss, accuracy and AUC of the initial weights on the validation split, without anything of the pipeline."""
-    network = models.build("cnn").eval()
-    network.load_state_dict(weights.initial_state("cnn", "none", seed=0))
+def metrics_of(model, folder):
+    """Loss, accuracy and AUC of a bundle on the validation split, without anything of the pipeline."""
+    spec, arrays = bundle.load(str(model))
+    network = models.build(spec.arch).eval()
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
     paths = sorted((folder / "Validation").rglob("*.jpg"))
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
     x = (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - IMAGENET_MEAN) / IMAGENET_STD
@@ -134,22 +121,68 @@ def untrained_metrics(folder):
         outputs = network(x)
     logits = (outputs[:, 1] - outputs[:, 0]).numpy()
     loss = nn.functional.cross_entropy(outputs, torch.tensor(labels, dtype=torch.int64)).item()
-    return loss, np.mean((logits >= 0) == labels), sklearn.metrics.roc_auc_score(labels, logits)
+    return [loss, np.mean((logits >= 0) == labels), sklearn.metrics.roc_auc_score(labels, logits)]
 
 
-def test_uneven_shards_of_several_workers_give_the_metrics_of_one(sample_folder, tmp_path):
-    """4 CPUs and 2 or 3 workers; 3 do not divide the 40 validation images. The weights do not move."""
-    flags = ["--data", sample_folder, "--epochs", 1, "--freeze-backbone-epochs", 1, "--learning-rate", 1e-30,
-             "--global-batch-size", 200, "--precision", "fp32"]  # fmt: skip
+def validation_of(row):
+    return [float(row[f"val_{name}"]) for name in ("loss", "accuracy", "auc")]
+
+
+def best_epoch(output):
+    return json.loads((Path(output) / "model" / "model.json").read_text())["provenance"]["best_epoch"]
+
+
+def test_uneven_shards_of_several_workers_learn_and_measure_what_one_does(sample_folder, tmp_path):
+    """4 CPUs and 1, 2 or 3 workers; 3 divide neither the batch of 200 nor the 80 validation images.
+
+    Batch norms are at rest (the backbone is frozen) and nothing is dropped out, so nothing but rounding differs.
+    """
+    flags = ["--data", sample_folder, "--arch", "resnet18", "--weights", "none", "--image-size", 32, "--epochs", 2,
+             "--freeze-backbone-epochs", 2, "--learning-rate", 0.01, "--global-batch-size", 200,
+             "--precision", "fp32"]  # fmt: skip
+    rows = {}
     with cluster(4) as nodes:
-        for workers in (2, 3):
+        for workers, more in ((1, ()), (2, ()), (3, ("--micro-batch-size", 7))):
             output = tmp_path / str(workers)
-            done = run_job("train", *flags, "--output", output, "--num-workers", workers, address=nodes.address)
+            done = run_job("train", *flags, *more, "--output", output, "--num-workers", workers, address=nodes.address)
             assert done.returncode == 0, done.stderr
-            (row,) = history(output)
-            found = [float(row[f"val_{name}"]) for name in ("loss", "accuracy", "auc")]
+            rows[workers] = history(output)
             # Pillow and simplejpeg may round a pixel differently.
-            assert found == pytest.approx(untrained_metrics(sample_folder), abs=2e-4)
+            measured = validation_of(rows[workers][best_epoch(output) - 1])
+            assert measured == pytest.approx(metrics_of(output / "model", sample_folder), abs=2e-4)
+    assert rows[1][0]["train_loss"] != rows[1][1]["train_loss"]  # it does learn
+    for workers in (2, 3):
+        for one, several in zip(rows[1], rows[workers], strict=True):
+            found = {name: float(value) for name, value in several.items()}
+            assert found == pytest.approx({name: float(value) for name, value in one.items()}, rel=1e-5, abs=1e-5)
+
+
+def test_the_best_epoch_becomes_the_model_not_the_last(trained, sample_folder, tmp_path):
+    """A good model unlearns from swapped labels, so that its first epoch is its best."""
+    from deepfake_ray.training import train
+
+    for path in (path for path in sample_folder.rglob("*.jpg") if "Test" not in path.parts):
+        split, label, *rest = path.relative_to(sample_folder).parts
+        if split == "Train":
+            label = {"Real": "Fake", "Fake": "Real"}[label]
+        place = tmp_path.joinpath("data", split, label, "-".join(rest))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    output = tmp_path / "run"
+    train(
+        TrainConfig(
+            data=str(tmp_path / "data"), output=str(output), weights=str(trained / "model"), epochs=3,
+            global_batch_size=64, learning_rate=1e-3, precision="fp32",
+        )
+    )  # fmt: skip
+    rows = history(output)
+    aucs = [float(row["val_auc"]) for row in rows]
+    best = int(np.argmax(aucs))
+    assert best < 2
+    assert best_epoch(output) == best + 1
+    found = metrics_of(output / "model", sample_folder)
+    assert found == pytest.approx(validation_of(rows[best]), abs=2e-4)
+    assert found != pytest.approx(validation_of(rows[-1]), abs=1e-2)
 
 
 def test_training_goes_on_when_a_node_is_lost(sample_folder, tmp_path, monkeypatch):
@@ -168,6 +201,8 @@ def test_training_goes_on_when_a_node_is_lost(sample_folder, tmp_path, monkeypat
     with open(output / "history.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    # Each epoch counted each of the 400 training and 80 validation images once, that of the loss as well.
+    assert [round(float(row["images_per_s"]) * float(row["epoch_s"]), 3) for row in rows] == [480.0] * 4
     assert rows[0]["num_workers"] == "2"
     assert rows[-1]["num_workers"] == "1"
     assert np.isfinite([float(row["val_auc"]) for row in rows]).all()

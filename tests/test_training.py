@@ -12,7 +12,8 @@ from conftest import ROOT
 from deepfake_ray import history as epochs
 from deepfake_ray.errors import UserError
 from deepfake_ray.history import Shard, Tally, best_epoch, problem_of, stops_early
-from deepfake_ray.training import _look_at_data, default_global_batch_size, git_revision
+from deepfake_ray.training import default_global_batch_size, git_revision
+from deepfake_ray.training_data import look_at_data
 from deepfake_ray.watching import _tag
 
 
@@ -90,4 +91,4 @@ def test_a_split_of_one_class_is_refused():
     columns = {name: [row[i] for row in rows] for i, name in enumerate(("uri", "label", "split"))}
     table = pa.table({**columns, "source": pa.nulls(3, pa.string()), "group": pa.nulls(3, pa.string())})
     with pytest.raises(UserError, match="both classes in validation: it has 0 real and 1 fake"):
-        _look_at_data(SimpleNamespace(table=table, other_files=[]))
+        look_at_data(SimpleNamespace(table=table, other_files=[]))

@@ -1,0 +1,394 @@
+"""JPEG: a walk along the segments, and decoding that tells harmless oddities from missing or damaged picture data.
+
+Knows neither Ray nor torch.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from deepfake_ray.errors import ErrorCode, ImageError
+from deepfake_ray.pixels import Pixels
+from deepfake_ray.tiff import orientation_of
+
+SOF3, SOF9, SOF10, DHT, JPG, DAC = 0xC3, 0xC9, 0xCA, 0xC4, 0xC8, 0xCC
+SOI, EOI, SOS, DQT, DNL, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
+APP0, APP1, APP14, APP15, COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+_DECODED = (0xC0, 0xC1, 0xC2, SOF3, SOF9, SOF10)
+"""The processes that libjpeg-turbo decodes: sequential, progressive, lossless, and two of them arithmetic-coded."""
+_PROGRESSIVE = (0xC2, SOF10)
+_MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
+_MARKER_BEHIND_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_END = b"\xff\xd9"
+
+
+@dataclass(slots=True)
+class JpegFile:
+    """What the segments before the first scan say."""
+
+    width: int = 0
+    height: int = 0
+    process: int = 0
+    """The frame's marker, SOF0 to SOF15."""
+    precision: int = 8
+    components: bytes = b""
+    """Their identities."""
+    is_adobe: bool = False
+    """Whether it has Adobe's APP14: then CMYK is stored as 255 - ink."""
+    orientation: int = 1
+    quality: int | None = None
+    scan: int = 0
+    """Where the first scan's marker (SOS) is."""
+    scan_header: int = 0
+    """Where the number of that scan's components is."""
+    stray: tuple[tuple[int, int], ...] = ()
+    """Stretches between segments that belong to none."""
+    mended: tuple[tuple[int, bytes], ...] = ()
+    """Bytes that libjpeg warns of, though no decoder needs them, and what they should be."""
+
+
+def walk(data: bytes) -> JpegFile:
+    """What the segments up to the first scan say, wherever they are and however long they are.
+
+    EXIF lies behind any length of XMP or colour profile, and either may hold the words Exif and Adobe (exif_reader
+    issue 5, docx-editor 733, WeasyPrint 2179, sharp 1649).
+
+    Raises:
+        ImageError: truncated, decode_failed or unsupported_format.
+    """
+    file = JpegFile()
+    position, transform = 2, 0
+    try:
+        while True:
+            if data[position] != 0xFF or not 0 < data[position + 1] < 0xFF:
+                position = _next_marker(data, position, file)
+            marker, body = data[position + 1], position + 2
+            if 0xD0 <= marker <= EOI or marker == 0x01:  # these have no length
+                if marker == EOI:
+                    raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no scan before its end marker")
+                position = body
+                continue
+            end = body + (data[body] << 8 | data[body + 1])
+            if marker == SOS:
+                file.scan, file.scan_header = position, body + 2
+                break
+            if end > len(data):
+                raise IndexError
+            if end < body + 2:
+                raise ImageError(ErrorCode.DECODE_FAILED, "a jpeg segment is shorter than its own length")
+            position = end
+            if marker == DHT:
+                continue
+            if marker == DQT:
+                if file.quality is None:
+                    file.quality = _quality(data, body + 2, end)
+            elif 0xC0 <= marker <= 0xCF and marker not in (JPG, DAC):
+                _read_frame(file, marker, data[body + 2 : end])
+            elif marker == APP1:
+                if file.orientation == 1 and data[body + 2 : body + 8] == b"Exif\x00\x00":
+                    file.orientation = orientation_of(data[body + 8 : end])
+            elif marker == APP0:
+                if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
+                    file.mended += ((body + 7, b"\x01"),)  # "unknown JFIF revision number"
+            elif marker == APP14 and data[body + 2 : body + 7] == b"Adobe" and end >= body + 14:
+                file.is_adobe = True
+                transform = body + 13
+        components = data[file.scan_header]
+    except IndexError as error:
+        raise ImageError(ErrorCode.TRUNCATED, "the jpeg file ends before its picture begins") from error
+    if not file.process or not components:
+        raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no frame header before its first scan")
+    if transform and data[transform] > 2:  # "Unknown Adobe color transform code", taken for YCbCr or YCCK
+        file.mended += ((transform, b"\x02" if len(file.components) == 4 else b"\x01"),)
+    return file
+
+
+def _next_marker(data: bytes, position: int, file: JpegFile) -> int:
+    """Where the next marker is, behind bytes that belong to no segment and bytes that fill up."""
+    found = _MARKER.search(data, position)
+    if found is None:
+        raise IndexError
+    if found.start() > position:
+        file.stray += ((position, found.start()),)
+    return found.end() - 2
+
+
+def _read_frame(file: JpegFile, marker: int, content: bytes) -> None:
+    if len(content) < 6 or len(content) < 6 + 3 * content[5]:
+        raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg frame header is too short")
+    if file.process:
+        raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has two frame headers")
+    file.process, file.precision = marker, content[0]
+    file.height, file.width = int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
+    file.components = content[6 : 6 + 3 * content[5] : 3]
+
+
+def check(file: JpegFile) -> None:
+    """Raise unsupported_format for what libjpeg-turbo, as it is built here, does not decode."""
+    if file.precision != 8:
+        problem = f"of {file.precision} bits a sample"
+    elif file.process not in _DECODED:
+        problem = f"of process SOF{file.process - 0xC0} (hierarchical, or lossless and arithmetic-coded)"
+    elif len(file.components) not in (1, 3, 4):
+        problem = f"of {len(file.components)} components"
+    else:
+        return
+    raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"a JPEG {problem} is not read here")
+
+
+# --- pixels
+
+
+def decode(data: bytes, file: JpegFile, enough: int = 0, *, grey: bool = False) -> Pixels:
+    """Pixels as they are stored, not turned.
+
+    Args:
+        data: the file.
+        file: what `walk` found in it.
+        enough: pixels that each side has to have at least, if a reduced scale will do; 0: the full size.
+        grey: the luminance alone, for files that are not CMYK.
+
+    Returns:
+        uint8 (H, W, 3) RGB, or (H, W, 1).
+
+    Raises:
+        ImageError: truncated or decode_failed.
+    """
+    is_cmyk = len(file.components) == 4
+    space = "CMYK" if is_cmyk else "GRAY" if grey else "RGB"
+    has_scans = file.process in _PROGRESSIVE or data[file.scan_header] < len(file.components)
+    if has_scans and not _is_refined(data, file):
+        raise ImageError(ErrorCode.TRUNCATED, "the jpeg file ends before its last scan")
+    try:
+        pixels = _strictly(data, space, enough)
+    except ValueError as error:
+        pixels = _leniently(data, file, space, enough, error)
+    return _cmyk_to_rgb(pixels, inverted=file.is_adobe) if is_cmyk else pixels
+
+
+def _strictly(data: bytes, space: str, enough: int = 0) -> Pixels:
+    """Decode; libjpeg's warnings are errors: it fills what is missing with grey, and warns."""
+    scale = {"min_height": enough, "min_width": enough, "min_factor": 2 if enough else 1}
+    return simplejpeg.decode_jpeg(data, space, strict=True, **scale)
+
+
+def _cmyk_to_rgb(inks: Pixels, *, inverted: bool) -> Pixels:
+    """uint8 (H, W, 4) inks -> RGB, without a colour profile, as Pillow does. Adobe's files store 255 - ink."""
+    paper = inks if inverted else 255 - inks
+    product = paper[..., :3].astype(np.uint16) * paper[..., 3:]
+    return ((product + 127) // 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class _Scan:
+    start: int
+    """Where its marker is; the tables before it belong to it too."""
+    header: int
+    """Where the number of its components is."""
+    end: int
+    """Behind its coded data."""
+
+
+def _scans(data: bytes, file: JpegFile) -> Iterator[_Scan | None]:
+    """The scans, in order; a None at the end if the end marker is missing."""
+    start, header = file.scan, file.scan_header
+    while True:
+        coded = header - 2 + int.from_bytes(data[header - 2 : header], "big")
+        found = _MARKER_BEHIND_SCAN.search(data, coded)
+        yield _Scan(start, header, len(data) if found is None else found.start())
+        while found is not None and data[found.end() - 1] not in (EOI, SOS):
+            marker, body = data[found.end() - 1], found.end()
+            if marker not in (DHT, DAC, DQT, DRI, DNL, COM) and not APP0 <= marker <= APP15:
+                found = None
+            else:
+                found = _MARKER.search(data, body + int.from_bytes(data[body : body + 2], "big"))
+        if found is None or found.end() + 3 > len(data):
+            if found is None or data[found.end() - 1] != EOI:
+                yield None
+            return
+        if data[found.end() - 1] == EOI:
+            return
+        start, header = found.start(), found.end() + 2
+
+
+def _is_refined(data: bytes, file: JpegFile) -> bool:
+    """Whether the scans bring every bit of every coefficient: libjpeg shows what it has, without a word."""
+    missing = {(identity, k): 14 for identity in file.components for k in range(64)}
+    for scan in _scans(data, file):
+        if scan is None:
+            continue
+        number = data[scan.header]
+        names = data[scan.header + 1 : scan.header + 1 + 2 * number : 2]
+        first, last, bits = 0, 63, 0
+        if file.process in _PROGRESSIVE:
+            first, last, bits = data[scan.header + 1 + 2 * number : scan.header + 4 + 2 * number]
+        for identity in names:
+            for k in range(first, min(last, 63) + 1):
+                missing[identity, k] = bits & 15
+    return not any(missing.values())
+
+
+# --- what viewers show all the same
+
+
+def _leniently(data: bytes, file: JpegFile, space: str, enough: int, error: ValueError) -> Pixels:
+    """The picture of a file that libjpeg refuses or warns of, if all of its picture data are there and whole.
+
+    Viewers do not mind stray bytes between segments and before the end marker, a strange JFIF version, nonsense in the
+    scan header of a sequential file, or a missing end marker (jpeg-decoder issues 43 and 130, yolov5 3450,
+    generative_inpainting 188, libjpeg-turbo 163). What a copy without these says, and no other warning, decides:
+    libjpeg reports its last one only, and an earlier one may be worse.
+    """
+    scans = list(_scans(data, file))
+    is_ended = scans[-1] is not None
+    whole = [scan for scan in scans if scan is not None]
+    failed = _failure(error, is_ended=is_ended)
+    if len(whole) > _MOST_SCANS or file.process == SOF3:
+        raise failed from error
+    mended = _header_without_stray(data, file)
+    try:
+        for number, scan in enumerate(whole):
+            begin = scan.start if number == 0 else whole[number - 1].end
+            mended = _with_scan(mended, _mended_scan(data, file, begin, scan), space)
+        return _strictly(mended + _END, space, enough)
+    except ValueError as worse:
+        raise _failure(worse, is_ended=is_ended) from worse
+
+
+_MOST_SCANS = 32
+"""Of a file that is decoded up to each of them; encoders write ten or so."""
+_MOST_STRAY = 16
+"""Bytes before a marker that may be anything: more have to be of one kind, or they may be the picture's."""
+_SWALLOWED = 8
+"""Bytes that libjpeg may have taken in before it sees that they are not the picture's."""
+_ENDED = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
+"""libjpeg's texts JWRN_JPEG_EOF and JWRN_HIT_MARKER, which hold nothing of the file."""
+_EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+"""JWRN_EXTRANEOUS_DATA: where to cut. Whether the cut was right, decoding decides."""
+
+
+def _failure(error: ValueError, *, is_ended: bool) -> ImageError:
+    text = str(error)
+    code = ErrorCode.TRUNCATED if text in _ENDED or not is_ended else ErrorCode.DECODE_FAILED
+    return ImageError(code, text.splitlines()[0][:200] if text else "the decoder gave no reason")
+
+
+def _header_without_stray(data: bytes, file: JpegFile) -> bytes:
+    """All before the first scan, mended."""
+    copied = bytearray(data[: file.scan])
+    for place, content in file.mended:
+        copied[place : place + len(content)] = content
+    for start, end in reversed(file.stray):
+        del copied[start:end]
+    return bytes(copied)
+
+
+def _mended_scan(data: bytes, file: JpegFile, begin: int, scan: _Scan) -> bytes:
+    """A scan with the tables before it; a sequential one is of all coefficients, whatever its header says."""
+    copied = bytearray(data[begin : scan.end])
+    if file.process not in _PROGRESSIVE:
+        spectrum = scan.header - begin + 1 + 2 * data[scan.header]
+        copied[spectrum : spectrum + 3] = b"\x00\x3f\x00"  # "Invalid SOS parameters for sequential JPEG"
+    return bytes(copied)
+
+
+def _with_scan(before: bytes, scan: bytes, space: str) -> bytes:
+    """`before` and a scan with its tables, without stray bytes behind its coded data.
+
+    Raises:
+        ValueError: the scan is damaged or not whole.
+    """
+    both = before + scan
+    try:
+        _strictly(both + _END, space)
+        return both
+    except ValueError as error:
+        found = _EXTRANEOUS.fullmatch(str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        kept, stray = both[:-number], both[-number:]
+        _strictly(kept + _END, space)
+        if not _is_stray(kept, stray, space):
+            raise
+        return kept
+
+
+def _is_stray(kept: bytes, stray: bytes, space: str) -> bool:
+    """Whether bytes behind the last block are none of the picture's.
+
+    A changed bit often makes libjpeg read past or short of what follows, silently, until there are bytes over. Then
+    they are coded data: many, of all kinds. And the picture's last byte is not filled up with ones, as encoders do.
+    """
+    zeros = stray.count(0)
+    if len(stray) > _MOST_STRAY and stray.count(stray[0]) < 0.9 * len(stray) and zeros < len(stray) / 8:
+        return False
+    return _is_filled_with_ones(kept, space)
+
+
+def _is_filled_with_ones(kept: bytes, space: str) -> bool:
+    """Whether the bits behind the last block's are ones, up to the byte's end."""
+    for _ in range(_SWALLOWED):
+        if not _decodes(kept[:-1], space):
+            break
+        kept = kept[:-1]
+    if kept[-2:] == b"\xff\x00":
+        return True
+    last = kept[-1]
+    ones = (~last & (last + 1)).bit_length() - 1  # how many, from the lowest bit on
+    changed = last ^ (1 << ones)
+    other = kept[:-1] + (b"\xff\x00" if changed == 0xFF else bytes([changed])) + _END
+    try:
+        return not np.array_equal(_strictly(other, space), _strictly(kept + _END, space))
+    except ValueError:
+        return True
+
+
+def _decodes(kept: bytes, space: str) -> bool:
+    try:
+        _strictly(kept + _END, space)
+    except ValueError:
+        return False
+    return True
+
+
+# --- the quality
+
+
+_LUMINANCE_ZIGZAG = (
+    "16 11 12 14 12 10 16 14 13 14 18 17 16 19 24 40 26 24 22 22 24 49 35 37 29 40 58 51 61 60 57 51 "
+    "56 55 64 72 92 78 64 68 87 69 55 56 80 109 81 87 95 98 103 104 103 62 77 113 121 112 100 120 92 101 103 99"
+)
+
+
+@lru_cache(maxsize=1)
+def _quality_tables() -> NDArray[np.int64]:
+    """The Independent JPEG Group's luminance tables for the qualities 1..100: int64 (100, 64), zigzag order.
+
+    The base table is Annex K.1 of ITU-T T.81; the scaling is that of libjpeg's jpeg_quality_scaling.
+    """
+    base = np.array([int(step) for step in _LUMINANCE_ZIGZAG.split()])
+    quality = np.arange(1, 101)[:, None]
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    return np.clip((base[None] * scale + 50) // 100, 1, 255)
+
+
+@lru_cache(maxsize=4096)
+def _quality_of_table(table: bytes) -> int:
+    steps = np.frombuffer(table, np.uint8).astype(np.int64)
+    return int(np.abs(_quality_tables() - steps).sum(axis=1).argmin()) + 1
+
+
+def _quality(data: bytes, table: int, end: int) -> int | None:
+    """The IJG quality 1..100 whose luminance table is nearest to the first 8-bit one of a DQT segment."""
+    while table + 65 <= end:
+        precision, identity = data[table] >> 4, data[table] & 15
+        if identity == 0 and precision == 0:
+            return _quality_of_table(data[table + 1 : table + 65])
+        table += 129 if precision else 65
+    return None

@@ -1,0 +1,133 @@
+"""The images that a training run is made of: looked at, and without leaks where that is asked for."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deepfake_ray import audit, fingerprints, schema, storage
+from deepfake_ray.config import TrainConfig
+from deepfake_ray.errors import UserError
+from deepfake_ray.images import Limits
+from deepfake_ray.labels import Labelled
+from deepfake_ray.manifest import numbered
+from deepfake_ray.pipeline import image_facts
+from deepfake_ray.progress import say
+
+AUDIT = "audit.json"
+
+
+def look_at_data(images: Labelled) -> dict[str, Any]:
+    """Say what there is to train on; returns `audit.of_manifest`.
+
+    Raises:
+        UserError: the training or the validation split lacks a class.
+    """
+    findings = audit.of_manifest(images.table)
+    counts = findings["num_images"]
+    for needed in (schema.TRAIN, schema.VALIDATION):
+        if needed not in counts:
+            raise UserError(
+                f"Training needs a {needed} split: the data has {', '.join(counts)}; rename a folder, or give images "
+                "without split folders and let --split-by auto make them."
+            )
+        if not all(counts[needed].values()):
+            raise UserError(
+                f"Training needs images of both classes in {needed}: it has {counts[needed]['real']} real and "
+                f"{counts[needed]['fake']} fake; add the other class, or give images without split folders."
+            )
+    parts = [f"{name} {by['real']:,} real + {by['fake']:,} fake" for name, by in counts.items()]
+    say(f"images: {'; '.join(parts)}")
+    if images.other_files:
+        say(f"{len(images.other_files):,} other files are no images and are left out, such as {images.other_files[0]}")
+    return findings
+
+
+def look_at_files(images: Labelled, facts: pa.Table, config: TrainConfig) -> tuple[Labelled, pa.Table, dict[str, Any]]:
+    """Look at what is in the files, and leave out or refuse leaks, as `--leaks` has it.
+
+    Args:
+        images: as they were listed.
+        facts: of the same rows, `schema.FACTS`.
+        config: of the run.
+
+    Returns:
+        The images to train on, their facts, and audit.json.
+
+    Raises:
+        UserError: an image is in two splits or classes; or too little is left.
+    """
+    found = audit.duplicates(images.table, facts)
+    leaks = (
+        f"{found['num_across_splits']:,} images are in two splits and {found['num_across_classes']:,} in two classes"
+    )
+    warnings = []
+    dropped: list[dict[str, Any]] = []
+    if found["examples"]:
+        if config.leaks == "error":
+            raise UserError(
+                f"An image must not be in two splits or two classes: {leaks}, with the same bytes, such as "
+                f"{' and '.join(found['examples'][0][:2])}; remove them, or add --leaks drop, which leaves them out of "
+                "training (--leaks allow or --allow-leaks trains on them)."
+            )
+        if config.leaks == "drop":
+            dropped = audit.leaking(images.table, facts)
+            say(f"{leaks}: --leaks drop leaves out {len(dropped):,} of {len(images.table):,} files; see audit.json")
+        else:
+            warnings.append(f"{leaks}: figures on them flatter the model")
+    images, kept = without(images, dropped)
+    facts = facts.filter(kept)
+    findings = look_at_data(images) if dropped else audit.of_manifest(images.table)
+    auc = audit.zero_pixel_auc(images.table, facts, config.seed)
+    if auc is not None and auc > audit.SHORTCUT_AUC and not config.reencode:
+        warnings.append(
+            f"the files alone (bytes, size, format, JPEG quality), without a pixel, tell the classes apart with an AUC "
+            f"of {auc:.3f}: the model may learn that instead of the pictures; --reencode sends both through one JPEG"
+        )
+    return (
+        images,
+        facts,
+        {
+            **findings,
+            "num_repeated_uris": images.num_repeated_uris,
+            "duplicates": found,
+            "dropped": dropped,
+            "zero_pixel_auc": auc,
+            "warnings": findings["warnings"] + warnings,
+        },
+    )
+
+
+def as_before(images: Labelled, findings: dict[str, Any]) -> tuple[Labelled, dict[str, Any]]:
+    """The images that an unfinished run trains on, which were audited when it began; and their counts."""
+    images, _ = without(images, findings.get("dropped", ()))
+    return images, audit.of_manifest(images.table)
+
+
+def leak_free(images: Labelled, config: TrainConfig, output: str) -> Labelled:
+    """What several runs that must agree begin with: without leaks, on `--leaks drop`; OUTPUT/audit.json lists them."""
+    place = storage.join(output, AUDIT)
+    if config.leaks != "drop":
+        return images
+    if config.resume and storage.exists(place):
+        return as_before(images, storage.read_json(place))[0]
+    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
+    left, _, findings = look_at_files(images, image_facts(images.table["uri"], limits), config)
+    storage.write_json(place, findings)
+    return left
+
+
+def without(images: Labelled, dropped: Sequence[dict[str, Any]]) -> tuple[Labelled, pa.Array]:
+    """The images that are left, renumbered, and which of them these are."""
+    uris = pa.array([one["uri"] for one in dropped], pa.string())
+    kept = pc.invert(pc.is_in(images.table["uri"], value_set=uris)).combine_chunks()
+    return replace(images, table=numbered(images.table.filter(kept))), kept
+
+
+def seen_in_training(rows: pa.Table, facts: pa.Table) -> pa.Table:
+    """`fingerprints.SCHEMA` of the rows that the model is trained and tuned on."""
+    columns = [rows["uri"], rows["split"], facts["sha256"], facts["phash"], facts["num_bytes"]]
+    seen = pa.table(columns, schema=fingerprints.SCHEMA)
+    return seen.filter(pc.is_in(seen["split"], pa.array([schema.TRAIN, schema.VALIDATION])))
