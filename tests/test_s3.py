@@ -259,14 +259,14 @@ def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
     """By conditional writes; where the store refuses these, by reading back what was written."""
     import obstore
 
-    from deepfake_ray import output_lock
+    from deepfake_ray import lock_places, output_lock
     from deepfake_ray.errors import JobError
     from deepfake_ray.output_lock import Holder, held
 
     monkeypatch.setattr(output_lock, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(output_lock, "STALE_S", 0.5)
     monkeypatch.setattr(output_lock, "DYING_S", 0.1)
-    monkeypatch.setattr(output_lock, "SETTLE_S", 0.05)
+    monkeypatch.setattr(lock_places, "SETTLE_S", 0.05)
     if not is_conditional:
         put = obstore.put
 
