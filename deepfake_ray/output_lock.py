@@ -1,26 +1,23 @@
 """One run at a time writes an output: while it does, `OUTPUT/_LOCK` says who.
 
-Of a holder on this machine the process tells whether it lives still; of one elsewhere, its heartbeat does. An object
-store without conditional writes gives no more than a best effort: who reads back what it wrote has the lock.
+Of a holder on this machine the process tells whether it lives still; of one elsewhere, its heartbeat does.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
 import threading
 import time
 import uuid
-from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from deepfake_ray import storage
 from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.lock_places import LocalPlace, Place, RemotePlace, Version
 from deepfake_ray.progress import duration, say
 
 HEARTBEAT_S = 15.0
@@ -29,8 +26,6 @@ STALE_S = 60.0
 two machines may differ."""
 DYING_S = 1.0
 """A process that was killed may take so long to be gone."""
-SETTLE_S = 2.0
-"""Without conditional writes: until another's write would be seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,151 +110,10 @@ def _process_started(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-# --- where the lock is kept
-
-Version = Hashable
-"""Of what is there: another one for each write."""
-
-
-class _Place(ABC):
-    @abstractmethod
-    def read(self) -> tuple[bytes, Version] | None: ...
-
-    @abstractmethod
-    def write(self, data: bytes, version: Version | None) -> bool:
-        """Write if what is there has that version; None: if nothing is there. False: it has not."""
-
-    @abstractmethod
-    def delete(self, version: Version) -> None: ...
-
-    def _has(self, data: bytes) -> bool:
-        there = self.read()
-        return there is not None and there[0] == data
-
-
-class _LocalPlace(_Place):
-    def __init__(self, output: str):
-        self._folder = Path(output)
-        self._path = self._folder / storage.LOCK
-
-    def read(self) -> tuple[bytes, Version] | None:
-        try:
-            with open(self._path, "rb") as file:
-                return file.read(), _version(file.fileno())
-        except FileNotFoundError:
-            return None
-
-    def write(self, data: bytes, version: Version | None) -> bool:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = storage.temporary_name(str(self._path))
-        try:
-            Path(temporary).write_bytes(data)
-            if version is None:
-                self._link(temporary, data)
-            else:
-                with self._unchanged(version) as is_unchanged:
-                    if is_unchanged:
-                        os.replace(temporary, self._path)
-        except (FileExistsError, FileNotFoundError):  # another was first; or tidied up, who has it now
-            return False
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        return self._has(data)
-
-    def delete(self, version: Version) -> None:
-        with self._unchanged(version) as is_unchanged:
-            if is_unchanged:
-                self._path.unlink(missing_ok=True)
-
-    def _link(self, temporary: str, data: bytes) -> None:
-        try:
-            os.link(temporary, self._path)  # unlike a file that is opened anew, never seen empty
-        except (FileExistsError, FileNotFoundError):
-            raise
-        except OSError:  # a file system without links
-            with open(self._path, "xb") as file:
-                file.write(data)
-
-    @contextlib.contextmanager
-    def _unchanged(self, version: Version) -> Iterator[bool]:
-        """Whether the lock has that version; nobody else who asks so changes it in the block."""
-        with contextlib.ExitStack() as files:
-            try:
-                file = files.enter_context(open(self._path, "rb"))
-            except FileNotFoundError:
-                yield False
-                return
-            with contextlib.suppress(OSError):  # a file system without such locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            there = self.read()
-            yield there is not None and there[1] == version
-
-
-def _version(descriptor: int) -> Version:
-    found = os.fstat(descriptor)
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-class _RemotePlace(_Place):
-    def __init__(self, output: str):
-        self._uri = storage.join(output, storage.LOCK)
-        bucket, self._key = storage.split_uri(self._uri)
-        self._store = storage.object_store(bucket)
-
-    def read(self) -> tuple[bytes, Version] | None:
-        import obstore
-
-        try:
-            found = obstore.get(self._store, self._key)
-            return bytes(found.bytes()), _facts(found.meta)
-        except obstore.exceptions.NotFoundError:
-            return None
-        except obstore.exceptions.BaseError as error:
-            raise OSError(storage.first_line(error)) from error
-
-    def write(self, data: bytes, version: Any) -> bool:
-        import obstore
-
-        known = obstore.exceptions
-        mode = "create" if version is None else {name: value for name, value in version if value is not None}
-        try:
-            obstore.put(self._store, self._key, data, mode=mode)
-        except (known.AlreadyExistsError, known.PreconditionError):
-            return self._has(data)  # a request that was repeated, its first answer lost, finds what it wrote itself
-        except (known.BaseError, NotImplementedError):
-            return self._write_and_look(data, version)
-        return True
-
-    def _write_and_look(self, data: bytes, version: Version | None) -> bool:
-        import obstore
-
-        there = self.read()
-        if (None if there is None else there[1]) != version:
-            return False
-        try:
-            obstore.put(self._store, self._key, data)
-        except obstore.exceptions.BaseError as error:
-            raise OSError(storage.first_line(error)) from error
-        time.sleep(SETTLE_S)
-        return self._has(data)
-
-    def delete(self, version: Version) -> None:
-        there = self.read()
-        if there is not None and there[1] == version:
-            storage.delete(self._uri)
-
-
-def _facts(meta: Any) -> Version:
-    return tuple((name, meta.get(name)) for name in ("e_tag", "version"))
-
-
-# --- the lock
-
-
 class OutputLock:
     """The lock of an output, held by this run."""
 
-    def __init__(self, output: str, place: _Place, holder: Holder):
+    def __init__(self, output: str, place: Place, holder: Holder):
         self._output, self._place, self._holder = output, place, holder
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="output-lock", daemon=True)
@@ -361,7 +215,7 @@ def held(output: str) -> Iterator[OutputLock]:
     """
     is_local = storage.is_local(output)
     is_new = is_local and not os.path.lexists(output)
-    lock = OutputLock(output, _LocalPlace(output) if is_local else _RemotePlace(output), Holder.this_process())
+    lock = OutputLock(output, LocalPlace(output) if is_local else RemotePlace(output), Holder.this_process())
     try:
         lock.acquire()
     except (FileExistsError, NotADirectoryError) as error:

@@ -1,5 +1,6 @@
 """A scoring run that is killed, or whose disk is full, or that another one meets, wherever it changes a file."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -153,7 +155,7 @@ def test_a_second_run_that_comes_at_any_time(program, config, whole, tmp_path, a
         codes.add(code)
         assert (output / "_SUCCESS").exists()
         if code == EXIT["JobError"]:
-            assert "is no longer this run's" in said
+            assert "is no longer this run's" in said, said
             assert rows(output).drop(CHANGING) == rows(whole).drop(CHANGING)
             # Held up between its look at the lock and its writing, the first leaves a run.json that is not the last.
             assert program({**config, "output": str(output), "resume": True})[0] == EXIT["ok"]
@@ -161,3 +163,41 @@ def test_a_second_run_that_comes_at_any_time(program, config, whole, tmp_path, a
     assert at > 20
     # Before the first has the lock, the second is through, and the first finds its output in use.
     assert codes == {EXIT["ok"], EXIT["UserError"]} | ({EXIT["JobError"]} if action == "taken over" else set())
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_bundle_that_was_cut_off_is_none_or_the_old_one(untrained, tmp_path, monkeypatch, is_new):
+    """Never the weights of one with the thresholds of another."""
+    from dataclasses import replace
+
+    from deepfake_ray import bundle
+    from deepfake_ray.errors import UserError
+
+    spec, arrays = bundle.load(untrained)
+    os_replace = os.replace
+    for at in range(1, 10):
+        place = tmp_path / str(at)
+        if not is_new:
+            shutil.copytree(untrained, place)
+        count = []
+
+        def cut_off(*names, at=at, count=count):
+            count.append(names)
+            if len(count) == at:
+                raise KeyboardInterrupt
+            os_replace(*names)
+
+        other = {name: array + np.ones((), array.dtype) for name, array in arrays.items()}
+        with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(os, "replace", cut_off)
+            bundle.save(str(place), replace(spec, temperature=3.0), other)
+        if len(count) < at:
+            break
+        found = weights = None
+        with contextlib.suppress(UserError):
+            found, weights = bundle.load(str(place))
+        if found is not None:
+            assert found == spec
+            assert all((weights[name] == arrays[name]).all() for name in arrays)
+    assert at == 4
+    assert bundle.load(str(place))[0].temperature == 3.0

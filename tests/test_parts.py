@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepfake_ray import parts, schema
@@ -163,6 +163,7 @@ def histories(draw):
     return sizes, drivers
 
 
+@settings(max_examples=25)  # each writes dozens of files
 @given(histories())
 def test_no_row_is_lost_or_doubled_whatever_happens(tmp_path_factory, history):
     """Chunks come in any order, twice, or not at all; drivers are killed, before or after their parts were written."""

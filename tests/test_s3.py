@@ -252,3 +252,61 @@ def test_wrong_keys_make_no_million_error_rows(s3, trained, ray_2_cpus, tmp_path
     assert "forbidden" in done.stderr
     assert "Mend the cause and add --resume" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("is_conditional", [True, False])
+def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
+    """By conditional writes; where the store refuses these, by reading back what was written."""
+    import obstore
+
+    from deepfake_ray import lock_places, output_lock
+    from deepfake_ray.errors import JobError
+    from deepfake_ray.output_lock import Holder, held
+
+    monkeypatch.setattr(output_lock, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(output_lock, "STALE_S", 0.5)
+    monkeypatch.setattr(output_lock, "DYING_S", 0.1)
+    monkeypatch.setattr(lock_places, "SETTLE_S", 0.05)
+    if not is_conditional:
+        put = obstore.put
+
+        def without_conditions(*arguments, mode=None, **options):
+            if mode is not None:
+                raise obstore.exceptions.NotSupportedError("501 Not Implemented")
+            return put(*arguments, **options)
+
+        monkeypatch.setattr(obstore, "put", without_conditions)
+    output = f"s3://bucket/locked-{is_conditional}"
+    place = storage.join(output, storage.LOCK)
+    with held(output) as lock:
+        storage.require_new_output(output, resumable=True)
+        time.sleep(0.5)
+        lock.require()
+        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), held(output):
+            pass
+        storage.write_bytes(f"{output}/x", b"")
+    assert storage.list_names(output) == ["x"]
+    # A run that was killed here; one elsewhere that is gone; one that took over meanwhile.
+    storage.write_bytes(place, Holder.this_process().content(0).replace(b'started": "', b'started": "9'))
+    with held(output):
+        pass
+    elsewhere = Holder.this_process().content(0).replace(b'machine": "', b'machine": "another ')
+    storage.write_bytes(place, elsewhere)
+    with held(output) as lock:
+        storage.write_bytes(place, elsewhere)
+        time.sleep(0.3)
+        with pytest.raises(JobError, match="is no longer this run's"):
+            lock.mark_finished()
+    assert storage.list_names(output) == ["_LOCK", "x"]
+
+
+def test_an_output_that_may_not_be_written_is_said(s3, monkeypatch):
+    from deepfake_ray.output_lock import held
+
+    with monkeypatch.context() as patch:
+        for name, value in LIMITED_KEYS.items():
+            patch.setenv(name, value)
+        storage.object_store.cache_clear()
+        with pytest.raises(UserError, match="output must be writable: s3://secret/o"), held("s3://secret/o"):
+            pass
+    storage.object_store.cache_clear()
