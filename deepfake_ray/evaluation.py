@@ -31,6 +31,7 @@ from deepfake_ray import (
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.evaluation_text import result_text
 from deepfake_ray.held_out import held_out
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import draw, labelled, of_split
@@ -42,7 +43,6 @@ from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are
 from deepfake_ray.scores import Threshold, threshold_of_rows
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import cause_of, start_ray
-from deepfake_ray.summary import result_text
 
 METRICS = "metrics.json"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]

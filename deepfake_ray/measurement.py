@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, calibration, intervals, metrics, schema, slices, summary
+from deepfake_ray import bundle, calibration, evaluation_text, intervals, metrics, schema, slices
 from deepfake_ray.intervals import Clusters, Interval
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import Threshold, called_fake
@@ -72,7 +72,7 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
         of = result["thresholds"][name]
         of["intervals"] |= _of_proportions(labels, called_fake(logits, at), clusters)
     result["slices"] = slices.by_slice(scored, labels, logits, thresholds[verdict], clusters)
-    result["warnings"] = summary.cautions(result)
+    result["warnings"] = evaluation_text.cautions(result)
     return result
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from deepfake_ray import summary
+from deepfake_ray import evaluation_text
 from deepfake_ray.mistakes import Mistake
 from deepfake_ray.schema import CLASSES
 
@@ -36,10 +36,10 @@ def html(
         verdict=result["thresholds"][result["verdict_threshold"]],
         pictures=pictures,
         embed=lambda data: base64.b64encode(data).decode(),
-        number=summary.number,
-        percent=summary.percent,
-        brackets=summary.percent_brackets,
-        compared=summary.COMPARED,
+        number=evaluation_text.number,
+        percent=evaluation_text.percent,
+        brackets=evaluation_text.percent_brackets,
+        compared=evaluation_text.COMPARED,
         captions=CAPTIONS,
         slices={by: list(of) for by, of in itertools.groupby(result["slices"], key=lambda one: one["by"])},
         names=NAMES,

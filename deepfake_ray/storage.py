@@ -64,28 +64,6 @@ def absolute(uri: str) -> str:
     return _abspath(_path_of_file_uri(uri)) if scheme == "file" else f"{scheme}://{rest.rstrip('/')}"
 
 
-def normalized(uri: str, folder: str = "") -> str:
-    """The one spelling of an item's URI: what names the same file has the same one.
-
-    A local path is absolute, without `.`, `..`, doubled slashes or `file://`; links are not followed. An object's key
-    is literal: `a//b`, `./a` and `a/` are keys of their own.
-
-    Args:
-        uri: as somebody wrote it.
-        folder: that a relative path starts at, a place's one spelling; empty: where the process works.
-
-    Raises:
-        UserError: for a scheme that is not known.
-    """
-    scheme = scheme_of(uri)
-    if scheme is None and not (uri.startswith("/") or is_local(folder)):
-        return join(folder, uri)
-    if scheme is None:
-        return _abspath(os.path.join(folder, uri))
-    place = absolute(uri)  # refuses unknown schemes
-    return place if scheme == "file" else f"{scheme}://{uri[len(scheme) + 3 :]}"
-
-
 def _abspath(path: str) -> str:
     path = os.path.abspath(path)
     return path[1:] if path.startswith("//") else path  # POSIX lets two slashes mean something else; Linux does not

@@ -8,7 +8,7 @@ import pytest
 from test_intervals import MODEL, images, measured
 from test_measurement import predictions
 
-from deepfake_ray import bundle, measurement, summary
+from deepfake_ray import bundle, evaluation_text, measurement
 from deepfake_ray.preparation import Preparation
 from deepfake_ray.scores import Threshold, threshold_at
 
@@ -35,7 +35,7 @@ def test_one_class_is_said_and_nothing_of_the_other_is_shown(label, there, absen
     result = measurement.measure(scored, MODEL, "default") | {"split": "test"}
     (warning,) = result["warnings"]
     assert warning.startswith(f"Only {there} images: figures of {absent} ones")
-    text = summary.result_text(result)
+    text = evaluation_text.result_text(result)
     assert "0.0000" not in text
     assert "AUC" not in text
     assert "balanced" not in text
@@ -118,7 +118,7 @@ def test_verdicts_of_one_kind_are_warned_of():
 def test_the_result_has_the_comparison_and_the_degradations():
     result = measured(images()) | {"split": "test"}
     result["comparison"] |= {"model_id": "beef", "with": "/other"}
-    lines = summary.result_text(result).splitlines()
+    lines = evaluation_text.result_text(result).splitlines()
     assert lines[0].startswith(f"test: ROC AUC {result['roc_auc']:.4f} (")
     assert lines[0].endswith("on 800 images (400 real, 400 fake) at default (p_fake >= 0.5)")
     assert lines[1] == "beside model beef, on the 800 images of both:"
@@ -134,6 +134,6 @@ def test_the_result_has_the_comparison_and_the_degradations():
 
 
 def test_negative_numbers_have_no_dash_before_them():
-    assert summary.span((-0.012, 0.003), 3) == " (-0.012 to 0.003)"
-    assert summary.span(None) == ""
-    assert summary.number(None) == "–"
+    assert evaluation_text.span((-0.012, 0.003), 3) == " (-0.012 to 0.003)"
+    assert evaluation_text.span(None) == ""
+    assert evaluation_text.number(None) == "–"
