@@ -197,7 +197,8 @@ def of_evaluation(
         drawn["precision_recall"] = precision_recall_curve(labels, logits, result["average_precision"])
     shown = {name: at["threshold"] for name, at in result["thresholds"].items()}
     drawn["score_histogram"] = score_histogram(labels, p_fake_of(logits, temperature), shown)
-    drawn["reliability"] = reliability(labels, logits, temperature)
+    if result["roc_auc"] is not None:  # of one class, the share that is fake is what it is
+        drawn["reliability"] = reliability(labels, logits, temperature)
     if "degradations" in result:
         for name, kind in (("jpeg", JPEG), ("blur", BLUR), ("other", OTHER)):
             drawn[f"degradation_{name}"] = degradation_curve(result["degradations"], kind)
