@@ -125,6 +125,7 @@ def _labelled_pages(config: EvaluateConfig) -> list[manifest.Page]:
         images = of_split(images, config.split or schema.TEST, config.data)
     if config.limit is not None:
         images = draw(images, config.limit, config.seed, whole=images.splits_made)
+        say(f"--limit: {len(images.table):,} of them, drawn at random")
     return [manifest.Page(images.table, images.other_files, images.num_repeated_uris)]
 
 

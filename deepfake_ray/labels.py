@@ -63,7 +63,7 @@ def read_labelled(
         limit: at most so many images of each split and label together, drawn by `seed`.
         seed: of that draw.
         shared_storage: a table in a bucket may name local paths.
-        use_made_splits: splits that are made here must have both classes.
+        use_made_splits: splits that are made here must have both classes, and are spoken of.
         quiet: do not say what was taken for what.
 
     Raises:
@@ -89,7 +89,7 @@ def read_labelled(
         table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
     _require_labels(table, data, keys)
     splits_made = split_by != "folder" and table["split"].null_count == len(table)
-    table = _set(table, "split", _splits(table, keys, split_by))
+    table = _set(table, "split", _splits(table, keys, split_by, quiet=not use_made_splits))
     found = Labelled(table, manifest.other_files, manifest.num_repeated_uris, data, splits_made)
     if limit is not None:
         found = draw(found, limit, seed)
@@ -123,7 +123,7 @@ def split_as(images: Labelled, place: str, group_regex: str | None) -> Labelled:
     if group_regex is not None:
         table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
     images = replace(images, table=table, place=place)
-    return replace(images, table=_set(table, "split", _splits(table, images.keys, "auto")))
+    return replace(images, table=_set(table, "split", _splits(table, images.keys, "auto", quiet=True)))
 
 
 def _keys(table: pa.Table, data: str) -> list[str]:
@@ -206,7 +206,7 @@ def _bucket(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
 
 
-def _splits(table: pa.Table, keys: Sequence[str], split_by: str) -> list[str]:
+def _splits(table: pa.Table, keys: Sequence[str], split_by: str, *, quiet: bool) -> list[str]:
     splits: list[str | None] = table["split"].to_pylist()
     groups = table["group"].to_pylist()
     buckets = [_bucket(group or key) for group, key in zip(groups, keys, strict=True)]
@@ -218,7 +218,8 @@ def _splits(table: pa.Table, keys: Sequence[str], split_by: str) -> list[str]:
                 f"{splits.count(None)} are not; use --split-by auto."
             )
     elif not present:
-        log.info("no split folders: 80/10/10 %% by hash of the %s", "group" if any(groups) else "file's place")
+        if not quiet:
+            log.info("no split folders: 80/10/10 %% by hash of the %s", "group" if any(groups) else "file's place")
         return [
             schema.TRAIN if bucket < 0.8 else schema.VALIDATION if bucket < 0.9 else schema.TEST for bucket in buckets
         ]
