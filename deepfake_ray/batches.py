@@ -1,7 +1,8 @@
 """A rank's rows, read by tasks -> blocks -> the batches of its steps, each checked to be of the rows it should be."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -74,6 +75,7 @@ class Batch:
     num_errors: int
     """Rows left out."""
     first_error: str
+    errors_by_code: Mapping[str, int] = field(default_factory=dict)
 
     def check(self, epoch: int, is_train: bool, rows: NDArray[np.int64]) -> None:
         """Whether these are the rows that were asked for.
@@ -125,14 +127,14 @@ class ReadTask:
         chosen = self.tables.split(task.is_train).take(pa.array(rows))
         size = self.preparation.image_size
         images = np.zeros((len(rows), size, size, 3), np.uint8)
-        errors = np.full(len(rows), "", dtype=object)
+        errors, codes = (np.full(len(rows), "", dtype=object) for _ in range(2))
         loader = Loader(limits=self.limits, preparation=self.preparation)
         uris = chosen["uri"].to_pylist()
         seeds = augment.seeds_of(self.sampler.seed, task.epoch, rows)
         places = augment.places(seeds) if task.is_train else None
         for i, image in enumerate(loader.load_all(uris, places=places)):
             if image.error is not None:
-                errors[i] = f"{uris[i]}: {image.error}"
+                errors[i], codes[i] = f"{uris[i]}: {image.error}", str(image.error.code)
             else:
                 (images[i],) = image.crops
         if task.is_train:
@@ -142,6 +144,7 @@ class ReadTask:
             "image": images,
             "label": chosen["label"].to_numpy(),
             "error": errors.astype(str),
+            "code": codes.astype(str),
             "epoch": np.full(len(rows), task.epoch),
             "is_train": np.full(len(rows), task.is_train),
             "row": rows,
@@ -216,6 +219,7 @@ class _Rows:
             ]
             raise _mismatch(_named(epoch, is_train, rows), " and ".join(kinds))
         errors = _joined([piece["error"] for piece in pieces])
+        codes = _joined([piece["code"] for piece in pieces])
         readable = errors == ""
         batch = Batch(
             epoch=epoch,
@@ -226,6 +230,7 @@ class _Rows:
             labels=_joined([piece["label"] for piece in pieces])[readable],
             num_errors=int(np.count_nonzero(~readable)),
             first_error=str(errors[~readable][0]) if not readable.all() else "",
+            errors_by_code=Counter(codes[~readable].tolist()),
         )
         batch.check(epoch, is_train, rows)
         return batch

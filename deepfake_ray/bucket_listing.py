@@ -94,8 +94,8 @@ class _Wanted:
         return page(rows)
 
     def new_output(self, key: str) -> str | None:
-        """The prefix of an output below the start, at its first key: `_SUCCESS` sorts before its other names."""
-        folder = key.removesuffix(storage.SUCCESS)
+        """The prefix of an output below the start, at its first key: these marks sort before its other names."""
+        folder = key.removesuffix(storage.SUCCESS).removesuffix("_LOCK")
         if folder == key or not folder.endswith("/") or folder == self._start or self.passes_over(folder):
             return None
         if not is_output(*_names_in(self._bucket, folder)):

@@ -41,6 +41,21 @@ def check(config: Any) -> None:
     _check_extras(config)
 
 
+def check_network(config: Any) -> None:
+    """Look at --arch and --image-size, which takes torch, but not all else that training loads.
+
+    Raises:
+        UserError: there is no such arch, or it does not take images of that size.
+    """
+    if not isinstance(config, TrainConfig):
+        return
+    from deepfake_ray import models
+
+    models.require_known(config.arch)
+    if config.image_size is not None:
+        models.check_image_size(config.arch, config.image_size)
+
+
 def _inputs(config: Any) -> list[str]:
     """The places that a job reads."""
     names = ("data", "labels", "model", "skip_known", "predictions", "compare", "weights")

@@ -72,6 +72,7 @@ def _run(config: Any, job: str, end: "_End", interrupts: Interrupts) -> int:
     finally:
         waiting.cancel()
     say("loading Ray and what else the job needs ...")
+    checks.check_network(config)
     module, name = job.split(":")
     run: Callable[[Any], Mapping[str, Any]] = getattr(import_module(module), name)
     from deepfake_ray.session import ray_session

@@ -174,6 +174,11 @@ class TrainConfig(LabelledDataConfig, JobConfig):
         _require(self.max_failures >= 0, "max-failures must not be negative", self.max_failures, "try 3")
         _require_share("max-error-share", self.max_error_share)
 
+    @classmethod
+    def completed(cls, before: Mapping[str, Any]) -> dict[str, Any]:
+        """As of every job; `allow_leaks` alone is of a version that knew no `leaks`."""
+        return super().completed({"leaks": "allow", **before} if before.get("allow_leaks") else before)
+
     def worker_range(self) -> tuple[int, int] | None:
         """The least and the most workers, or None where the cluster decides.
 
@@ -251,7 +256,8 @@ class ScoreConfig(_ScoringConfig, JobConfig):
     a .txt with a URI a line, the manifest.json of an S3 Inventory."""
     include: tuple[str, ...] = ()
     """Glob patterns on the path below --images (or on the whole uri, of a table); * also stands for /. Only what
-    matches one is scored, whatever its suffix. Default: what has an image's suffix or none."""
+    matches one is scored, whatever its suffix. Default: what has an image's suffix, and files without a suffix that
+    begin like an image (in a bucket: all of these but well-known names such as LICENSE and _SUCCESS)."""
     exclude: tuple[str, ...] = ()
     """Glob patterns like those of --include; what matches one is not scored."""
 

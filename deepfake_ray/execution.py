@@ -77,8 +77,8 @@ def bytes_ahead(cpus: float, bytes_per_task: int, store_bytes: float) -> int:
     """What a rank's tasks may have read before it is needed.
 
     Without a limit they would read epochs ahead, and take the CPUs that the training could use. With too low a one
-    they wait for it: half of it is kept for blocks that were handed over, and the blocks of running tasks, and of
-    those that are done before their turn, count as well. See benchmarks/results/read_ahead_8cpu_20261125.md.
+    they wait for it: Ray Data keeps a quarter of it for blocks that were handed over, and the blocks of running tasks,
+    and of those that are done before their turn, share the rest.
 
     Args:
         cpus: that the tasks may hold.

@@ -101,7 +101,7 @@ def _may_be_image(relative: str) -> bool:
 _OTHERS = re.compile(
     r"licen[cs]e|copying|copyright|notice|readme|authors|contributors|contributing|changelog|changes|history|news|todo|"
     r"install|version|citation|makefile|dockerfile|jenkinsfile|vagrantfile|procfile|codeowners|checksums?|manifest|"
-    r"(md5|sha1|sha224|sha256|sha384|sha512)(sums?)?|_success|_(started|committed)_\d+|_(common_)?metadata|_temporary",
+    r"(md5|sha1|sha224|sha256|sha384|sha512)(sums?)?|_success|_lock|_(started|committed)_\d+|_(common_)?metadata|_temporary",
     re.IGNORECASE,
 )
 """Names without a suffix that projects and data frameworks give to what is no image."""

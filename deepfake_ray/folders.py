@@ -5,7 +5,7 @@ are split anew would be trained on without a word.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -122,12 +122,12 @@ def _contradiction(meanings: dict[str, str]) -> str:
     return " and ".join(f"{name!r} ({meaning})" for name, meaning in meanings.items()) + " contradict each other"
 
 
-def summary(readings: Iterable[Reading], most: int = 5) -> str:
+def summary(readings: Sequence[Reading], most: int = 5) -> str:
     """What was taken for what, in a line: `training = train, testing = test; real = real; source: sd14, biggan`."""
     classes: dict[str, str | None] = {}
     splits: dict[str, str | None] = {}
     sources: dict[str, None] = {}
-    for reading in dict.fromkeys(readings):
+    for reading in {id(reading): reading for reading in readings}.values():  # images of a folder share one
         classes |= dict.fromkeys(reading.classes, reading.label)
         splits |= dict.fromkeys(reading.splits, reading.split)
         if reading.source is not None:

@@ -1,8 +1,9 @@
 """What the epochs of a training run came to. Knows neither Ray nor torch."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class Tally:
     loss_sum: float = 0.0
     num_correct: float = 0.0
     wait_s: float = 0.0
+    errors_by_code: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(
@@ -33,6 +35,7 @@ class Tally:
             self.loss_sum + other.loss_sum,
             self.num_correct + other.num_correct,
             self.wait_s + other.wait_s,
+            dict(Counter(self.errors_by_code) + Counter(other.errors_by_code)),
         )
 
 

@@ -18,7 +18,7 @@ from deepfake_ray.tiff import orientation_of
 
 SOF3, SOF9, SOF10, DHT, JPG, DAC = 0xC3, 0xC9, 0xCA, 0xC4, 0xC8, 0xCC
 SOI, EOI, SOS, DQT, DNL, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
-APP0, APP1, APP14, APP15, COM = 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
+APP0, APP1, APP2, APP14, APP15, COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 _DECODED = (0xC0, 0xC1, 0xC2, SOF3, SOF9, SOF10)
 """The processes that libjpeg-turbo decodes: sequential, progressive, lossless, and two of them arithmetic-coded."""
 _PROGRESSIVE = (0xC2, SOF10)
@@ -46,8 +46,8 @@ class JpegFile:
     """Where the first scan's marker (SOS) is."""
     scan_header: int = 0
     """Where the number of that scan's components is."""
-    stray: tuple[tuple[int, int], ...] = ()
-    """Stretches between segments that belong to none."""
+    spare: tuple[tuple[int, int], ...] = ()
+    """Stretches that the picture does not need: between segments, and colour profiles, which libjpeg warns of."""
     mended: tuple[tuple[int, bytes], ...] = ()
     """Bytes that libjpeg warns of, though no decoder needs them, and what they should be."""
 
@@ -81,7 +81,7 @@ def walk(data: bytes) -> JpegFile:
                 raise IndexError
             if end < body + 2:
                 raise ImageError(ErrorCode.DECODE_FAILED, "a jpeg segment is shorter than its own length")
-            position = end
+            start, position = position, end
             if marker == DHT:
                 continue
             if marker == DQT:
@@ -92,6 +92,8 @@ def walk(data: bytes) -> JpegFile:
             elif marker == APP1:
                 if file.orientation == 1 and data[body + 2 : body + 8] == b"Exif\x00\x00":
                     file.orientation = orientation_of(data[body + 8 : end])
+            elif marker == APP2:
+                file.spare += ((start, end),)
             elif marker == APP0:
                 if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
                     file.mended += ((body + 7, b"\x01"),)  # "unknown JFIF revision number"
@@ -114,7 +116,7 @@ def _next_marker(data: bytes, position: int, file: JpegFile) -> int:
     if found is None:
         raise IndexError
     if found.start() > position:
-        file.stray += ((position, found.start()),)
+        file.spare += ((position, found.start()),)
     return found.end() - 2
 
 
@@ -250,7 +252,7 @@ def _leniently(data: bytes, file: JpegFile, space: str, enough: int, error: Valu
     failed = _failure(error, is_ended=is_ended)
     if len(whole) > _MOST_SCANS or file.process == SOF3:
         raise failed from error
-    mended = _header_without_stray(data, file)
+    mended = _needed_header(data, file)
     try:
         for number, scan in enumerate(whole):
             begin = scan.start if number == 0 else whole[number - 1].end
@@ -278,12 +280,12 @@ def _failure(error: ValueError, *, is_ended: bool) -> ImageError:
     return ImageError(code, text.splitlines()[0][:200] if text else "the decoder gave no reason")
 
 
-def _header_without_stray(data: bytes, file: JpegFile) -> bytes:
-    """All before the first scan, mended."""
+def _needed_header(data: bytes, file: JpegFile) -> bytes:
+    """What the picture needs of all before the first scan, mended."""
     copied = bytearray(data[: file.scan])
     for place, content in file.mended:
         copied[place : place + len(content)] = content
-    for start, end in reversed(file.stray):
+    for start, end in reversed(file.spare):
         del copied[start:end]
     return bytes(copied)
 

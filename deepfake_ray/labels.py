@@ -78,8 +78,8 @@ def read_labelled(
         readings = [folders.read(os.path.dirname(_below_bucket(key))) for key in keys]
         for name in ("label", "split", "source"):
             table = _set(table, name, [getattr(reading, name) for reading in readings])
-    if not quiet and readings:
-        say(f"folders: {folders.summary(readings)}")
+    if not quiet and (summary := folders.summary(readings)):
+        say(f"folders: {summary}")
     given = None
     if labels is not None:
         given = list_images(labels, shared_storage=shared_storage).table

@@ -103,8 +103,22 @@ def build(arch: str, num_classes: int = len(CLASSES)) -> nn.Module:
     Raises:
         UserError: no such arch.
     """
+    require_known(arch)
     if arch == CNN:
         return BasicCnn(num_classes)
+    import torchvision
+
+    return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **_INCEPTION.get(arch, {}))
+
+
+def require_known(arch: str) -> None:
+    """Raise if there is no such arch.
+
+    Raises:
+        UserError: names those that are spelled alike.
+    """
+    if arch == CNN:
+        return
     import torchvision  # takes as long as torch, and the CNN does without
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -114,7 +128,6 @@ def build(arch: str, num_classes: int = len(CLASSES)) -> nn.Module:
             f"arch must be cnn or a torchvision classification model: got {arch!r}; try {' or '.join(near)} (all: "
             "https://docs.pytorch.org/vision/stable/models.html)."
         )
-    return torchvision.models.get_model(arch, weights=None, num_classes=num_classes, **_INCEPTION.get(arch, {}))
 
 
 # These two have a second head for training, which the field no longer uses, and were trained by Google on another

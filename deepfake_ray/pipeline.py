@@ -1,5 +1,6 @@
 """The only place that builds Ray Datasets: facts of files, training blocks and scoring chunks."""
 
+import math
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -92,7 +93,7 @@ def in_tasks(cpus: float, label: Mapping[str, str], world_size: int) -> Run:
     """
 
     def run(read: ReadTask) -> Iterator[Block]:
-        store_bytes = ray.cluster_resources().get("object_store_memory", 0.0) / world_size
+        store_bytes = ray.cluster_resources().get("object_store_memory", math.inf) / world_size
         with DataContext.current(context(cpus, bytes_ahead(cpus, read.bytes_per_task, store_bytes))):
             # Not range or from_arrow, whose own tasks ask for a whole CPU each, which may not be left.
             numbers = [{"id": number} for number in range(len(read.tasks))]

@@ -28,7 +28,7 @@ class Ranking:
             logits: float (N,), before temperature.
             temperature: of the bundle.
         """
-        y, z = np.asarray(labels) == FAKE, np.asarray(logits, np.float64)
+        y, z = (np.asarray(labels) == FAKE).astype(np.float64), np.asarray(logits, np.float64)
         self._order = np.argsort(-z, kind="stable")
         self._fake = y[self._order]
         ranked = z[self._order]
@@ -36,7 +36,7 @@ class Ranking:
         self._ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)
         p_fake = expit(ranked / temperature)
         self._squares = (p_fake - self._fake) ** 2
-        self._losses = -log_expit(np.where(self._fake, ranked, -ranked) / temperature)
+        self._losses = -log_expit(np.where(self._fake > 0, ranked, -ranked) / temperature)
         self._gaps = p_fake - self._fake
         self._bins = np.minimum((p_fake * ECE_BINS).astype(int), ECE_BINS - 1)
 
@@ -50,31 +50,41 @@ class Ranking:
             weights: float (N,), at least 0, in the order of the labels; default all 1.
         """
         w = np.ones(len(self._order)) if weights is None else np.asarray(weights, np.float64)[self._order]
-        total = w.sum()
+        total = float(w.sum())
         per_bin = np.bincount(self._bins, weights=w * self._gaps, minlength=ECE_BINS)
         return {
             **self._of_the_curve(w),
-            "brier": float(w @ self._squares / total),
-            "log_loss": float(w @ self._losses / total),
+            "brier": _dot(w, self._squares) / total,
+            "log_loss": _dot(w, self._losses) / total,
             "ece": float(np.abs(per_bin).sum() / total),
         }
 
     def _of_the_curve(self, w: FloatArray) -> dict[str, float]:
-        found = np.cumsum(w * self._fake)[self._ends]
-        accused = np.cumsum(w * ~self._fake)[self._ends]
-        if not found[-1] or not accused[-1]:
+        drawn, found = np.cumsum(w), np.cumsum(w * self._fake)
+        if len(self._ends) < len(w):
+            drawn, found = drawn[self._ends], found[self._ends]
+        accused = drawn - found
+        fakes, reals = found[-1], accused[-1]
+        if not fakes or not reals:
             return dict.fromkeys(("roc_auc", "average_precision", "eer", *OPERATING_POINTS), float("nan"))
-        tpr = np.append(0.0, found / found[-1])
-        fpr = np.append(0.0, accused / accused[-1])
-        precision = found / np.maximum(found + accused, 1e-300)
+        more = np.diff(found, prepend=0.0)
         # fpr - fnr rises from -1 to 1 along the curve; the segment where it crosses 0 has the equal error rate.
-        balance = fpr + tpr - 1
-        after = int(np.argmax(balance >= 0))
-        before = after - 1
-        share = -balance[before] / (balance[after] - balance[before])
-        return {
-            "roc_auc": float(np.trapezoid(tpr, fpr)),
-            "average_precision": float(np.diff(tpr) @ precision),
-            "eer": float(fpr[before] + share * (fpr[after] - fpr[before])),
-            **{name: float(tpr[fpr <= limit + 1e-12].max()) for name, limit in OPERATING_POINTS.items()},
+        balance = accused / reals + found / fakes - 1
+        after = int(np.searchsorted(balance, 0))
+        start = (0.0, -1.0) if after == 0 else (accused[after - 1] / reals, balance[after - 1])
+        share = -start[1] / (balance[after] - start[1])
+        # The last point with so few accused: the curve begins where there are none of either.
+        within = {
+            name: np.searchsorted(accused, (limit + 1e-12) * reals, "right") for name, limit in OPERATING_POINTS.items()
         }
+        return {
+            "roc_auc": 1 - _dot(more, accused - np.diff(accused, prepend=0.0) / 2) / float(fakes * reals),
+            "average_precision": _dot(more, found / np.maximum(drawn, 1e-300)) / float(fakes),
+            "eer": float(start[0] + share * (accused[after] / reals - start[0])),
+            **{name: float(found[index - 1] / fakes) if index else 0.0 for name, index in within.items()},
+        }
+
+
+def _dot(one: FloatArray, other: FloatArray) -> float:
+    """Of vectors; BLAS would wake its threads for it, which on a busy machine takes longer than the product."""
+    return float(np.einsum("i,i->", one, other))

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from deepfake_ray import storage
+from deepfake_ray import stores
 
 RETRIES = 12
 """Of a request, with pauses that double up to 20 s: some three minutes."""
@@ -14,9 +14,9 @@ _OF_BUCKETS = "https://s3.amazonaws.com"
 """Where AWS says in which region a bucket lies."""
 
 
-def client(bucket_uri: str, timeout_s: float = storage.REQUEST_TIMEOUT_S) -> Any:
+def client(bucket_uri: str, timeout_s: float = stores.REQUEST_TIMEOUT_S) -> Any:
     """The botocore client of a bucket, configured by the standard environment variables or the instance profile."""
-    return _client(storage.s3_region(bucket_uri) or "us-east-1", storage.s3_endpoint(), timeout_s)
+    return _client(stores.s3_region(bucket_uri) or "us-east-1", stores.s3_endpoint(), timeout_s)
 
 
 @lru_cache(maxsize=16)
@@ -57,7 +57,7 @@ def bucket_region(bucket: str) -> str | None:
 
 
 def _payer() -> dict[str, str]:
-    return {"RequestPayer": "requester"} if storage.requester_pays() else {}
+    return {"RequestPayer": "requester"} if stores.requester_pays() else {}
 
 
 def pages(bucket_uri: str, prefix: str, *, one_level: bool = False) -> Iterator[dict[str, Any]]:

@@ -14,8 +14,6 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
-from datetime import timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +22,8 @@ import pyarrow.fs as pafs
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage_errors import first_line as first_line
 from deepfake_ray.storage_errors import remedy, said
+from deepfake_ray.stores import asked_region
+from deepfake_ray.stores import object_store as object_store
 
 SUCCESS = "_SUCCESS"
 LOCK = "_LOCK"
@@ -126,73 +126,11 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     root, key = split_uri(uri)
     try:
         # from_uri on the bucket alone: it honours AWS_ENDPOINT_URL, and the key stays unparsed.
-        region = _region_of_bucket(root) if root.startswith("s3://") else None
+        region = asked_region(root) if root.startswith("s3://") else None
         fs, bucket = pafs.FileSystem.from_uri(f"{root}?region={region}" if region else root)
     except OSError as error:
         raise UserError(_unreachable(uri, error)) from error
     return fs, f"{bucket}/{key}" if key else bucket
-
-
-REQUEST_TIMEOUT_S = 60.0
-OUTAGE = timedelta(minutes=3)
-"""How long a request is repeated, with growing pauses, while the store throttles, fails or is away."""
-
-
-def s3_endpoint() -> str | None:
-    """The endpoint that the environment names for S3, if any."""
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-def s3_region(bucket_uri: str) -> str | None:
-    """The region of a bucket: what the environment names, else where AWS has it; None: unknown.
-
-    On a machine of EC2 the environment seldom names one. Other S3 servers take any name.
-    """
-    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return named or ("us-east-1" if s3_endpoint() else _region_of_bucket(bucket_uri))
-
-
-def _region_of_bucket(bucket_uri: str) -> str | None:
-    """Asked of AWS, where the environment names neither region nor endpoint."""
-    if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or s3_endpoint():
-        return None
-    return _asked_region(bucket_uri.removeprefix("s3://"))
-
-
-@lru_cache(maxsize=64)
-def _asked_region(bucket: str) -> str | None:
-    from deepfake_ray.s3 import bucket_region  # which imports this module
-
-    return bucket_region(bucket)
-
-
-def requester_pays() -> bool:
-    """Whether the environment says that who asks pays, as some S3 buckets demand; obstore reads the same variable."""
-    return os.environ.get("AWS_REQUEST_PAYER", "").lower() in ("requester", "true", "1")
-
-
-@lru_cache(maxsize=64)
-def object_store(bucket_uri: str, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
-    """The obstore client of a bucket (`s3://bucket`), configured by the standard environment variables.
-
-    It repeats a request that failed on the store's side, for as long as `OUTAGE`; one try takes at most `timeout_s`.
-    """
-    from obstore.store import from_url
-
-    backoff = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=5), "base": 2}
-    options: dict[str, Any] = {
-        "client_options": {"timeout": timedelta(seconds=timeout_s)},
-        "retry_config": {"max_retries": 1000, "retry_timeout": OUTAGE, "backoff": backoff},
-    }
-    if bucket_uri.startswith("s3://"):
-        if endpoint := s3_endpoint():
-            options["client_options"]["allow_http"] = endpoint.startswith("http://")
-            options["endpoint"] = endpoint
-        if region := s3_region(bucket_uri):
-            options["region"] = region
-        if requester_pays():
-            options["request_payer"] = True
-    return from_url(bucket_uri, **options)
 
 
 def _unreachable(uri: str, error: Exception) -> str:

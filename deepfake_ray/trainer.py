@@ -214,6 +214,8 @@ class _Loop:
         batch.check(epoch, is_train, rows)
         tally.wait_s += time.monotonic() - asked
         tally.num_errors += batch.num_errors
+        for code, number in batch.errors_by_code.items():
+            tally.errors_by_code[code] = tally.errors_by_code.get(code, 0) + number
         tally.first_error = tally.first_error or batch.first_error
         return batch
 
@@ -304,6 +306,9 @@ class _Loop:
                     "epoch": epoch,
                     "done": epoch * self.spec.num_train + done,
                     "num_errors": self.tally.num_errors * self.world_size,
+                    "errors_by_code": {
+                        code: number * self.world_size for code, number in self.tally.errors_by_code.items()
+                    },
                 }
             )
 

@@ -56,7 +56,7 @@ class Watcher:
                     patience.begun()
                     note = f"epoch {int(now['epoch']) + 1}/{self._spec.config.epochs}"
                     progress.update(now["done"], now["num_errors"], note)
-                    metrics.update(now["done"], {"unreadable": now["num_errors"]}, progress.rate.per_s)
+                    metrics.update(now["done"], now["errors_by_code"], progress.rate.per_s)
                 if len(history) > self._num_written:
                     try:
                         self._write(history, events, folder)

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image
@@ -33,6 +34,7 @@ def kind_of(name):
     return SAVED[name].get("format", name)
 
 
+@lru_cache
 def valid(seed=0):
     """name -> bytes: a photograph-like picture of 120 x 96 in every format."""
     noise = np.random.default_rng(seed).normal(0, 12, (96, 120, 3))

@@ -146,6 +146,8 @@ def test_allowed_leaks_are_warned_of():
         assert findings["dropped"] == []
         assert "figures on them flatter the model" in " ".join(findings["warnings"])
     assert configured(allow_leaks=True).leaks == "allow"
+    assert TrainConfig.completed({"allow_leaks": True})["leaks"] == "allow"  # of a version without leaks
+    assert TrainConfig.completed({"allow_leaks": False})["leaks"] == "error"
     with pytest.raises(UserError, match="must agree"):
         configured(allow_leaks=True, leaks="drop")
 

@@ -14,7 +14,7 @@ from ray.data.block import BlockAccessor
 
 from deepfake_ray import batches, execution
 from deepfake_ray.batches import Batch, TrainingTables, training_batches
-from deepfake_ray.errors import JobError
+from deepfake_ray.errors import ErrorCode, JobError
 from deepfake_ray.execution import BYTES_PER_TASK, bytes_ahead
 from deepfake_ray.images import Limits
 from deepfake_ray.pipeline import in_order
@@ -114,6 +114,8 @@ def check(batch, is_train, epoch, rows):
     assert batch.labels.tolist() == [label_of(is_train, row) for row in readable]
     assert batch.num_errors == len(rows) - len(readable)
     assert bool(batch.first_error) == bool(batch.num_errors)
+    assert sum(batch.errors_by_code.values()) == batch.num_errors
+    assert set(batch.errors_by_code) <= set(ErrorCode)
 
 
 @given(

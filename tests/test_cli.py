@@ -1,7 +1,9 @@
+import itertools
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 
 import pytest
 from conftest import ROOT
@@ -64,22 +66,34 @@ def test_the_drivers_of_scoring_and_evaluation_need_no_torch():
 def test_help_names_every_flag(job):
     command = [sys.executable, str(ROOT / "jobs" / f"{job}.py"), "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for name in CONFIGS[job].__dataclass_fields__:
-        assert f"--{name.replace('_', '-')}" in shown
+    text = re.sub(r"[│╭╮╰╯─\s]+", " ", shown)
+    for field in fields(CONFIGS[job]):
+        flag = f" --{field.name.replace('_', '-')} "
+        assert flag in text
+        of_flag = re.split(r" --[a-z][a-z-]+ [A-Z{\[]", text.split(flag, 1)[1])[0]
+        if field.default not in (MISSING, (), ""):
+            assert f"(default: {field.default})" in of_flag, of_flag
 
 
 def commands_of(document):
     text = (ROOT / document).read_text().replace("\\\n", " ")
     fenced = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
     blocks = "\n".join(block for language, block in fenced if language == "sh")
-    return re.findall(r"python jobs/(\w+)\.py([^\n&|#]*)", blocks)
+    return [(job, words_of(rest)) for job, rest in re.findall(r"python jobs/(\w+)\.py(.*)", blocks)]
+
+
+def words_of(line):
+    """As the shell reads them, to the end of the command: & | # may stand in quotes."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    return list(itertools.takewhile(lambda word: word.strip("();<>|&"), lexer))
 
 
 def test_every_command_in_the_readme_is_understood():
     commands = commands_of("README.md")
     assert {job for job, _ in commands} == set(CONFIGS)
     for job, flags in commands:
-        cli.parse(CONFIGS[job], shlex.split(flags))
+        cli.parse(CONFIGS[job], flags)
 
 
 def test_every_flag_named_in_the_readme_exists():
@@ -93,7 +107,7 @@ def test_readme_tree_names_every_file():
     text = (ROOT / "README.md").read_text()
     for folder in ("deepfake_ray", "jobs"):
         for path in sorted((ROOT / folder).glob("*.py")):
-            assert path.name == "__init__.py" or path.name in text
+            assert path.name == "__init__.py" or re.search(rf"(^|[\s/]){re.escape(path.name)}\s", text), path.name
 
 
 @pytest.mark.parametrize("config", MINIMAL)

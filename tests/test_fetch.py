@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 from s3_server import KEYS, Stub, error_body, send
 
-from deepfake_ray import s3, storage
+from deepfake_ray import s3, storage, stores
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.fetch import fetch, too_many_bytes
 from deepfake_ray.read_ahead import fetch_ahead
@@ -137,7 +137,7 @@ def served(monkeypatch):
             monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
         return stub
 
-    monkeypatch.setattr(storage, "OUTAGE", timedelta(seconds=0.1))
+    monkeypatch.setattr(stores, "OUTAGE", timedelta(seconds=0.1))
     monkeypatch.setattr(s3, "RETRIES", 1)
     yield serve
     clear()
@@ -146,7 +146,7 @@ def served(monkeypatch):
 
 
 def clear():
-    for cached in (storage.object_store, storage._asked_region, s3._client):
+    for cached in (stores.object_store, stores._region_of, s3._client):
         cached.cache_clear()
 
 
@@ -202,16 +202,16 @@ def test_the_buckets_region_is_asked_once_where_the_environment_has_none(served,
         AWS_REGION="",
     )
     monkeypatch.setattr(s3, "_OF_BUCKETS", stub.url)
-    assert storage.s3_region("s3://far") == "eu-west-3"
-    assert "eu-west-3" in repr(storage.object_store("s3://far").config)
+    assert stores.s3_region("s3://far") == "eu-west-3"
+    assert "eu-west-3" in repr(stores.object_store("s3://far").config)
     assert s3.client("s3://far").meta.region_name == "eu-west-3"
     assert storage.filesystem("s3://far/x")[0].region == "eu-west-3"
     assert len(stub.requests) == 1
     monkeypatch.setenv("AWS_REGION", "us-west-2")
-    assert storage.s3_region("s3://other") == "us-west-2"
+    assert stores.s3_region("s3://other") == "us-west-2"
     monkeypatch.delenv("AWS_REGION")
     monkeypatch.setenv("AWS_ENDPOINT_URL", stub.url)
-    assert storage.s3_region("s3://other") == "us-east-1"
+    assert stores.s3_region("s3://other") == "us-east-1"
     assert len(stub.requests) == 1
 
 

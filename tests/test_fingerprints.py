@@ -51,6 +51,18 @@ def test_the_same_picture_is_near(again):
     assert sum(bits <= fingerprints.NEAR_BITS for bits in differing) >= 27
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_turned_file_has_the_hash_of_the_upright_picture(orientation):
+    """It hashes what is decoded: with EXIF applied, and CMYK as it looks."""
+    for i in range(6):
+        stored = crop(i).transpose({3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90}[orientation])
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        upright, turned = phash(saved(crop(i), quality=95)), phash(saved(stored, quality=95, exif=exif))
+        assert (upright ^ turned).bit_count() <= fingerprints.NEAR_BITS
+        assert (upright ^ phash(saved(crop(i).convert("CMYK"), quality=95))).bit_count() <= fingerprints.NEAR_BITS
+
+
 def test_other_pictures_are_not_near():
     hashes = [phash(saved(crop(i), "PNG")) for i in range(60)]
     differing = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]

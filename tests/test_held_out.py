@@ -9,7 +9,8 @@ import pytest
 from test_audit import facts
 from test_labels import images_in, make
 
-from deepfake_ray import fingerprints, labels, training_data
+from deepfake_ray import fingerprints, labels, sample, training_data
+from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.held_out import held_out
 
@@ -167,3 +168,22 @@ def test_older_bundles_are_read(tmp_path):
     found = fingerprints.load(str(tmp_path))
     assert found.schema.equals(fingerprints.SCHEMA)
     assert found["num_bytes"].to_pylist() == [None]
+
+
+@pytest.mark.ray
+def test_a_job_evaluates_what_was_not_seen(trained, sample_folder, tmp_path, capsys):
+    """Other images are all evaluated, however few; training images only when they are asked for, and then marked."""
+    from deepfake_ray.evaluation import evaluate
+
+    sample.generate(str(tmp_path / "d"), seed=7, num_train=0, num_test=20)
+    options = {"model": str(trained / "model"), "output": str(tmp_path / "o")}
+    found = evaluate(EvaluateConfig(data=str(tmp_path / "d" / "Test"), **options))
+    assert (found["split"], found["num_scored"]) == ("all", 20)
+    assert pq.read_table(tmp_path / "o" / "predictions")["split"].null_count == 20
+    assert "evaluating all 20 images" in capsys.readouterr().err
+    seen = {"data": str(sample_folder / "Train"), "model": options["model"], "output": str(tmp_path / "p")}
+    with pytest.raises(UserError, match="training left none"):
+        evaluate(EvaluateConfig(**seen))
+    found = evaluate(EvaluateConfig(**seen, split="all", limit=20))
+    assert (found["split"], found["num_scored"]) == ("all", 20)
+    assert "20 of 20 images were in the model's training data" in " ".join(found["warnings"])

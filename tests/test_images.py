@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -32,7 +33,13 @@ def rgb():
 def close(pixels, expected, tolerance):
     assert pixels.dtype == np.uint8
     assert pixels.shape == expected.shape
-    assert np.abs(pixels.astype(int) - expected.astype(int)).mean() <= tolerance
+    differences = np.abs(pixels.astype(int) - expected.astype(int)).max(axis=-1)
+    assert differences.mean() <= 2 * tolerance
+    height, width = (side // 8 * 8 for side in differences.shape)
+    blocks = (
+        differences[:height, :width].reshape(height // 8, 8, -1, 8) if height and width else differences[None, :, None]
+    )
+    assert blocks.mean(axis=(1, 3)).max(initial=0) <= 5 * tolerance  # no block of 8 x 8 is lost
 
 
 @pytest.mark.parametrize(
@@ -193,17 +200,18 @@ def faulty():
         "text": (b"this is no picture", "not_an_image"),
         "html": (b"<html><body>403</body></html>", "not_an_image"),
         "jpeg, a few bytes": (jpeg[:3], "truncated"),
-        "jpeg, its header cut": (jpeg[:100] + b"\xff\xd9", "decode_failed"),
+        "jpeg, its header cut": (jpeg[:100] + b"\xff\xd9", "truncated"),
+        "jpeg, no scan": (jpeg[: jpeg.index(b"\xff\xda")] + b"\xff\xd9", "decode_failed"),
         "jpeg cut": (jpeg[: len(jpeg) // 2], "truncated"),
         "jpeg cut, with an end marker": (jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"),
         "progressive jpeg cut": (encode(noise, "JPEG", progressive=True)[:-200] + b"\xff\xd9", "truncated"),
         "png cut": (png[: len(png) // 2], "truncated"),
-        "png cut, with an end marker": (png[: len(png) // 2] + png[-12:], None),
+        "png cut, with an end marker": (png[: len(png) // 2] + png[-12:], "truncated"),
         "png damaged": (bytes(broken), "decode_failed"),
         "gif cut": (gif[: len(gif) // 2], "truncated"),
         "bmp cut": (bmp[: len(bmp) // 2], "truncated"),
         "webp cut": (webp[: len(webp) // 2], "truncated"),
-        "tiff cut": (tiff[: len(tiff) // 2], None),
+        "tiff cut": (tiff[: len(tiff) // 2], "truncated"),
         "jpeg xl": (b"\xff\x0a" + bytes(20), "unsupported_format"),
         "photoshop": (b"8BPS" + bytes(20), "unsupported_format"),
     }
@@ -213,8 +221,7 @@ def faulty():
 def test_faulty_files_have_a_code_and_no_picture(name):
     data, expected = faulty()[name]
     code = code_of(data)
-    assert code in set(ErrorCode)
-    assert expected is None or code == expected
+    assert code == expected
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "AVIF"])
@@ -236,7 +243,8 @@ def test_limits():
 def test_a_png_that_declares_a_huge_size_is_not_decoded():
     data = bytearray(encode(rgb(), "PNG"))
     data[16:24] = struct.pack(">II", 60_000, 60_000)
-    assert code_of(bytes(data)) in ("too_large", "decode_failed")
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    assert code_of(bytes(data)) == "too_large"
 
 
 def test_wrong_suffix_does_not_matter_but_the_bytes_do():

@@ -59,6 +59,17 @@ def test_two_deaths_while_starting_are_outlived_and_three_are_not(tmp_path):
         Isolated("workers:Fragile", str(tmp_path))
 
 
+def test_memory_is_limited_for_items_and_not_for_what_is_no_decoders(tmp_path):
+    worker = Isolated("workers:Fragile", str(tmp_path), decoder_bytes=300 << 20)
+    assert worker(["a", "greedy", "free", "greedy", "b"]) == [
+        "A", "out of memory", str(600 << 20), "out of memory", "B",
+    ]  # fmt: skip
+    worker.close()
+    unlimited = Isolated("workers:Fragile", str(tmp_path))
+    assert unlimited(["greedy"]) == [f"got {600 << 20} bytes"]
+    unlimited.close()
+
+
 def test_the_process_ends_with_its_parent(tmp_path):
     """A killed parent's process must not work on beside that of the resumed run."""
     import subprocess

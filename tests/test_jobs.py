@@ -259,7 +259,7 @@ def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_f
     assert np.corrcoef(one, four)[0, 1] > 0.5
 
 
-def test_an_image_in_two_splits_is_refused_or_named(ray_2_cpus, sample_folder, tmp_path):
+def test_an_image_in_two_splits_is_refused_or_left_out(ray_2_cpus, sample_folder, tmp_path):
     from deepfake_ray.training import train
 
     data = tmp_path / "data"
@@ -270,13 +270,24 @@ def test_an_image_in_two_splits_is_refused_or_named(ray_2_cpus, sample_folder, t
     with pytest.raises(UserError, match=r"1 images are in two splits and 0 in two classes.*copy\.jpg.*--allow-leaks"):
         train(config)
     assert not (tmp_path / "o").exists()
-    train(replace(config, allow_leaks=True))
+    train(replace(config, leaks="drop"))
     found = json.load(open(tmp_path / "o" / "audit.json"))
+    (dropped,) = found["dropped"]
+    assert (dropped["uri"], dropped["kept_uri"]) == (str(original), str(data / "Test" / "Real" / "copy.jpg"))
+    assert (dropped["split"], dropped["label"], dropped["reason"]) == ("train", "real", "in test, too")
+    assert found["num_images"]["train"] == {"real": 199, "fake": 200}
+    model = json.load(open(tmp_path / "o" / "model" / "model.json"))
+    assert model["provenance"]["data"]["num_images"] == found["num_images"]
+    written = pq.read_table(tmp_path / "o" / "manifest")["uri"].to_pylist()
+    assert len(written) == len(set(written)) == 560
+    assert str(original) not in written
+    seen = pq.read_table(tmp_path / "o" / "model" / "training_images.parquet")
+    assert len(seen) == 399 + 80
+    assert str(original) not in seen["uri"].to_pylist()
     assert found["duplicates"] == {
         "num_across_splits": 1, "num_across_classes": 0,
         "examples": [sorted([str(original), str(data / "Test" / "Real" / "copy.jpg")])],
     }  # fmt: skip
-    assert any("1 images are in two splits" in warning for warning in found["warnings"])
     assert 0 <= found["zero_pixel_auc"] <= 1
 
 

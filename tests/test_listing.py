@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import KEYS, Stub, error_body, send
 
-from deepfake_ray import manifest, s3, storage
+from deepfake_ray import manifest, s3, stores
 from deepfake_ray.errors import UserError
 from deepfake_ray.files import Pick, is_left_out
 from deepfake_ray.listing import files_in
@@ -294,7 +294,7 @@ def bucket(monkeypatch):
     yield serve
     for stub in stubs:
         stub.close()
-    for cached in (storage.object_store, s3._client):
+    for cached in (stores.object_store, s3._client):
         cached.cache_clear()
 
 
@@ -303,13 +303,14 @@ UNTIDY = [
     "in/fake/@eaDir/a.jpg/THUMB.jpg", "in/real/#recycle/x.jpg", "in/real/lost+found/y.jpg", "in/.cache/z.jpg",
     "in/@eaDir/1.jpg", "in/real/$RECYCLE.BIN/2.jpg", "in/System Volume Information/3.jpg",
 ]  # fmt: skip
-OUTPUT = ["_SUCCESS", "figures/roc.png", "manifest/part-00000.parquet", "predictions/part-0.parquet", "run.json"]
+OUTPUT = ["figures/roc.png", "manifest/part-00000.parquet", "predictions/part-0.parquet", "run.json"]
 
 
 @pytest.mark.parametrize("at_once", [1, 8])
 @pytest.mark.parametrize("output", ["in/real/run/", "in/run/"])
-def test_buckets_are_tidied_alike(bucket, at_once, output, capsys):
-    bucket([*TIDY, *UNTIDY, *(output + name for name in OUTPUT), "in/real/x/_SUCCESS", "in/real/x/f.jpg"])
+@pytest.mark.parametrize("mark", ["_SUCCESS", "_LOCK"])
+def test_buckets_are_tidied_alike(bucket, at_once, output, mark, capsys):
+    bucket([*TIDY, *UNTIDY, *(output + name for name in (mark, *OUTPUT)), "in/real/x/_SUCCESS", "in/real/x/f.jpg"])
     uris = [uri for page in files_in("s3://bucket/in", at_once=at_once) for uri in page["uri"].to_pylist()]
     expected = [*TIDY, "in/real/x/_SUCCESS", "in/real/x/f.jpg", output]
     assert sorted(uris) == sorted(f"s3://bucket/{key}" for key in expected)

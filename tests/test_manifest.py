@@ -61,12 +61,14 @@ def test_hidden_files_are_skipped_and_others_counted(tmp_path):
         "Real/.b.jpg",
         "Real/notes.txt",
         "Real/noending",
+        "Real/Makefile",
         "__MACOSX/Real/c.jpg",
         ".git/d.jpg",
     )
+    (tmp_path / "Real" / "noending").write_bytes(b"\xff\xd8\xff\xe0")
     found = manifest.list_images(folder)
     assert sorted(os.path.basename(uri) for (uri,) in rows(found, "uri")) == ["a.jpg", "noending"]
-    assert [os.path.basename(uri) for uri in found.other_files] == ["notes.txt"]
+    assert [os.path.basename(uri) for uri in found.other_files] == ["Makefile", "notes.txt"]
 
 
 def test_unusual_names_are_kept_literally(tmp_path):
@@ -355,11 +357,12 @@ def test_names_that_are_not_utf_8_are_listed_and_fetched(tmp_path):
 
 
 def test_links_that_lead_back_end(tmp_path):
+    """And each file is listed once, at its own place."""
     folder = make(tmp_path, "d/a.jpg", "e/b.jpg")
     (tmp_path / "d" / "up").symlink_to(tmp_path)
     (tmp_path / "d" / "side").symlink_to(tmp_path / "e")
     found = [uri.removeprefix(folder) for (uri,) in rows(manifest.list_images(folder), "uri")]
-    assert found == ["/d/a.jpg", "/d/side/b.jpg", "/e/b.jpg"]
+    assert found == ["/d/a.jpg", "/e/b.jpg"]  # a link to what is listed anyway is no second image
 
 
 def test_hash_names_the_set_of_images(tmp_path):

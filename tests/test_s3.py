@@ -15,7 +15,7 @@ import simplejpeg
 from conftest import ROOT
 from s3_server import LIMITED_KEYS, Server
 
-from deepfake_ray import manifest, storage
+from deepfake_ray import manifest, storage, stores
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.listing import files_in
@@ -34,7 +34,7 @@ def server(tmp_path_factory):
 def s3(server):
     saved = dict(os.environ)
     os.environ.update(server.environment)
-    storage.object_store.cache_clear()
+    stores.object_store.cache_clear()
     _client.cache_clear()
     yield server.filesystem("bucket", "secret")
     os.environ.clear()
@@ -100,10 +100,10 @@ def code(uri, max_bytes=1000, timeout_s=5.0):
 @pytest.fixture
 def fresh_clients():
     """Clients read the environment once."""
-    storage.object_store.cache_clear()
+    stores.object_store.cache_clear()
     _client.cache_clear()
     yield
-    storage.object_store.cache_clear()
+    stores.object_store.cache_clear()
     _client.cache_clear()
 
 
@@ -118,11 +118,11 @@ def test_failures_keep_their_reason(s3, monkeypatch, fresh_clients):
     assert code("s3://bucket/one.jpg", max_bytes=4) == ErrorCode.TOO_LARGE
     for name, value in LIMITED_KEYS.items():
         monkeypatch.setenv(name, value)
-    storage.object_store.cache_clear()
+    stores.object_store.cache_clear()
     assert fetch("s3://bucket/one.jpg", 10) == b"12345"
     assert code("s3://secret/one.jpg") == ErrorCode.FORBIDDEN
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    storage.object_store.cache_clear()
+    stores.object_store.cache_clear()
     _client.cache_clear()
     assert code("s3://bucket/one.jpg") == ErrorCode.FORBIDDEN
     with pytest.raises(UserError, match="credentials"):
@@ -134,7 +134,7 @@ def test_a_server_that_does_not_answer_is_a_timeout(monkeypatch, fresh_clients):
     import socket
     from datetime import timedelta
 
-    monkeypatch.setattr(storage, "OUTAGE", timedelta(seconds=2))
+    monkeypatch.setattr(stores, "OUTAGE", timedelta(seconds=2))
     with socket.create_server(("127.0.0.1", 0)) as mute:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{mute.getsockname()[1]}")
         assert code("s3://bucket/one.jpg", timeout_s=0.5) == ErrorCode.TIMEOUT

@@ -38,12 +38,12 @@ def bad_decoder(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(
         "import os, signal, time, simplejpeg\n"
-        "good = simplejpeg.decode_jpeg_header\n"
+        "good = simplejpeg.decode_jpeg\n"
         "def bad(data, *more, **options):\n"
         "    if b'CRASH' in data: os.kill(os.getpid(), signal.SIGSEGV)\n"
         "    if b'HANG' in data: time.sleep(60)\n"
         "    return good(data, *more, **options)\n"
-        "simplejpeg.decode_jpeg_header = bad\n"
+        "simplejpeg.decode_jpeg = bad\n"
     )
     monkeypatch.syspath_prepend(folder)
 

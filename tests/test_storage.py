@@ -1,8 +1,14 @@
 import os
+import signal
+import subprocess
+import sys
 
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import storage
+from deepfake_ray import schema, storage
 from deepfake_ray.errors import UserError
 
 
@@ -21,13 +27,38 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
-    import pyarrow as pa
-    import pyarrow.dataset as pads
-    import pyarrow.parquet as pq
+    """Killed in the middle of a second part: every reader of the directory sees the first one, whole, and no more."""
+    import duckdb
+    import pandas as pd
 
-    pq.write_table(pa.table({"x": [1]}), tmp_path / "part-0.parquet")
-    (tmp_path / ".0123.tmp").write_bytes(b"half a file")
-    assert pads.dataset(str(tmp_path), format="parquet").to_table()["x"].to_pylist() == [1]
+    from deepfake_ray.predictions import read_predictions
+
+    values = {"row": 0, "uri": "a.jpg", "status": "error", "threshold": 0.5, "model_id": "m", "run_id": "r"}
+    columns = [pa.array([values.get(field.name)], field.type) for field in schema.PREDICTIONS]
+    folder = tmp_path / "predictions"
+    folder.mkdir()
+    nullable = pa.schema([field.with_nullable(True) for field in schema.PREDICTIONS])
+    pq.write_table(pa.table(columns, schema=nullable), folder / "part-00000.parquet")
+    code = (
+        "import os, shutil, signal, sys\n"
+        "from deepfake_ray import storage\n"
+        "folder = sys.argv[1]\n"
+        "with storage.new_file(f'{folder}/part-00001.parquet') as path:\n"
+        "    data = open(f'{folder}/part-00000.parquet', 'rb').read()\n"
+        "    open(path, 'wb').write(data[: len(data) // 2])\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(folder)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(os.listdir(folder)) == 2
+    (temporary,) = set(os.listdir(folder)) - {"part-00000.parquet"}
+    assert temporary.startswith(".")
+    assert len(read_predictions(str(tmp_path))) == 1
+    assert len(pads.dataset(str(folder), format="parquet").to_table()) == 1
+    assert len(pd.read_parquet(folder)) == 1
+    assert duckdb.sql(f"select count(*) from '{folder}/*.parquet'").fetchall() == [(1,)]
+    storage.delete_leftovers(str(folder))
+    assert os.listdir(folder) == ["part-00000.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -36,6 +67,32 @@ def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
 )
 def test_one_spelling(uri, expected):
     assert storage.absolute(uri) == expected
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "expected"),
+    [
+        ("./x.png", "/data", "/data/x.png"), ("x.png", "/data", "/data/x.png"), ("a//x.png", "/data", "/data/a/x.png"),
+        ("../x.png", "/data/t", "/data/x.png"), ("//data/./x.png", "", "/data/x.png"),
+        ("file:///data/a/../x.png", "", "/data/x.png"), ("file://localhost/x.png", "", "/x.png"),
+        ("S3://b/k", "", "s3://b/k"), ("s3://b/a//x.png", "", "s3://b/a//x.png"), ("s3://b/./x", "", "s3://b/./x"),
+        ("s3://b/a%20b#c/", "", "s3://b/a%20b#c/"), ("x.png", "s3://b/in", "s3://b/in/x.png"),
+        ("/x.png", "s3://b/in", "/x.png"),
+    ],
+)  # fmt: skip
+def test_one_spelling_of_an_item(uri, folder, expected):
+    assert storage.normalized(uri, folder) == expected
+
+
+def test_what_cannot_be_a_place_says_what_to_write():
+    with pytest.raises(UserError, match=r"got 's3a://odd/plain'; write s3://odd/plain"):
+        storage.absolute("s3a://odd/plain")
+    with pytest.raises(UserError, match=r"write s3://b/k"):
+        storage.normalized("S3N://b/k")
+    with pytest.raises(UserError, match="copy the data"):
+        storage.normalized("https://example.org/x.png")
+    with pytest.raises(UserError, match="this machine"):
+        storage.absolute("file://elsewhere/x.png")
 
 
 def test_a_used_output_is_refused(tmp_path):

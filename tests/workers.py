@@ -4,9 +4,12 @@ import os
 import signal
 import time
 
+from deepfake_ray import memory_limit
+
 
 class Fragile:
-    """Works on lists of words; the words `crash` and `hang` are fatal, `once` only the first time."""
+    """Works on lists of words; the words `crash` and `hang` are fatal, `once` only the first time;
+    `greedy` and `free` take 600 MiB."""
 
     def __init__(self, folder):
         if folder == "refuse":
@@ -42,6 +45,14 @@ class Fragile:
             if not os.path.exists(mark):
                 open(mark, "w").close()
                 os.kill(os.getpid(), signal.SIGKILL)
+        if word == "greedy":
+            try:
+                return f"got {len(bytearray(600 << 20))} bytes"
+            except MemoryError:
+                return "out of memory"
+        if word == "free":
+            with memory_limit.lifted():
+                return str(len(bytearray(600 << 20)))
         if word == "error":
             raise KeyError("an ordinary one")
         return word.upper()
