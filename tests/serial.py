@@ -190,6 +190,7 @@ def main():
             code = EXIT["other"]
             try:
                 with open(asked.pop("log"), "w") as log:
+                    os.dup2(log.fileno(), 1)  # which are the answers' otherwise
                     os.dup2(log.fileno(), 2)
                 code = work(**asked)
             except BaseException:
@@ -197,6 +198,7 @@ def main():
 
                 traceback.print_exc()
             finally:
+                sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(code)
         _, status = os.waitpid(pid, 0)
