@@ -3,9 +3,10 @@
 Knows neither Ray nor torch.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +26,8 @@ _PROGRESSIVE = (0xC2, SOF10)
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
 _MARKER_BEHIND_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _END = b"\xff\xd9"
+_SCANS_AT_MOST = 500
+"""Each is one more pass over all pixels, of a few bytes maybe."""
 
 
 @dataclass(slots=True)
@@ -46,9 +49,9 @@ class JpegFile:
     """Where the first scan's marker (SOS) is."""
     scan_header: int = 0
     """Where the number of that scan's components is."""
-    spare: tuple[tuple[int, int], ...] = ()
+    spare: list[tuple[int, int]] = field(default_factory=list)
     """Stretches that the picture does not need: between segments, and colour profiles, which libjpeg warns of."""
-    mended: tuple[tuple[int, bytes], ...] = ()
+    mended: list[tuple[int, bytes]] = field(default_factory=list)
     """Bytes that libjpeg warns of, though no decoder needs them, and what they should be."""
 
 
@@ -93,10 +96,10 @@ def walk(data: bytes) -> JpegFile:
                 if file.orientation == 1 and data[body + 2 : body + 8] == b"Exif\x00\x00":
                     file.orientation = orientation_of(data[body + 8 : end])
             elif marker == APP2:
-                file.spare += ((start, end),)
+                file.spare.append((start, end))
             elif marker == APP0:
                 if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
-                    file.mended += ((body + 7, b"\x01"),)  # "unknown JFIF revision number"
+                    file.mended.append((body + 7, b"\x01"))  # "unknown JFIF revision number"
             elif marker == APP14 and data[body + 2 : body + 7] == b"Adobe" and end >= body + 14:
                 file.is_adobe = True
                 transform = body + 13
@@ -106,7 +109,7 @@ def walk(data: bytes) -> JpegFile:
     if not file.process or not components:
         raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no frame header before its first scan")
     if transform and data[transform] > 2:  # "Unknown Adobe color transform code", taken for YCbCr or YCCK
-        file.mended += ((transform, b"\x02" if len(file.components) == 4 else b"\x01"),)
+        file.mended.append((transform, b"\x02" if len(file.components) == 4 else b"\x01"))
     return file
 
 
@@ -116,7 +119,7 @@ def _next_marker(data: bytes, position: int, file: JpegFile) -> int:
     if found is None:
         raise IndexError
     if found.start() > position:
-        file.spare += ((position, found.start()),)
+        file.spare.append((position, found.start()))
     return found.end() - 2
 
 
@@ -221,9 +224,11 @@ def _scans(data: bytes, file: JpegFile) -> Iterator[_Scan | None]:
 def _is_refined(data: bytes, file: JpegFile) -> bool:
     """Whether the scans bring every bit of every coefficient: libjpeg shows what it has, without a word."""
     missing = {(identity, k): 14 for identity in file.components for k in range(64)}
-    for scan in _scans(data, file):
+    for index, scan in enumerate(_scans(data, file)):
         if scan is None:
             continue
+        if index == _SCANS_AT_MOST:
+            raise ImageError(ErrorCode.DECODE_FAILED, f"a jpeg file of more than {_SCANS_AT_MOST} scans")
         number = data[scan.header]
         names = data[scan.header + 1 : scan.header + 1 + 2 * number : 2]
         first, last, bits = 0, 63, 0
@@ -246,11 +251,11 @@ def _leniently(data: bytes, file: JpegFile, space: str, enough: int, error: Valu
     generative_inpainting 188, libjpeg-turbo 163). What a copy without these says, and no other warning, decides:
     libjpeg reports its last one only, and an earlier one may be worse.
     """
-    scans = list(_scans(data, file))
+    scans = list(itertools.islice(_scans(data, file), _MENDED_SCANS + 1))
     is_ended = scans[-1] is not None
     whole = [scan for scan in scans if scan is not None]
     failed = _failure(error, is_ended=is_ended)
-    if len(whole) > _MOST_SCANS or file.process == SOF3:
+    if len(whole) > _MENDED_SCANS or file.process == SOF3:
         raise failed from error
     mended = _needed_header(data, file)
     try:
@@ -262,7 +267,7 @@ def _leniently(data: bytes, file: JpegFile, space: str, enough: int, error: Valu
         raise _failure(worse, is_ended=is_ended) from worse
 
 
-_MOST_SCANS = 32
+_MENDED_SCANS = 32
 """Of a file that is decoded up to each of them; encoders write ten or so."""
 _MOST_STRAY = 16
 """Bytes before a marker that may be anything: more have to be of one kind, or they may be the picture's."""
@@ -285,9 +290,8 @@ def _needed_header(data: bytes, file: JpegFile) -> bytes:
     copied = bytearray(data[: file.scan])
     for place, content in file.mended:
         copied[place : place + len(content)] = content
-    for start, end in reversed(file.spare):
-        del copied[start:end]
-    return bytes(copied)
+    edges = [0, *itertools.chain.from_iterable(file.spare), file.scan]
+    return b"".join(copied[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True))
 
 
 def _mended_scan(data: bytes, file: JpegFile, begin: int, scan: _Scan) -> bytes:
