@@ -215,7 +215,7 @@ def scans_of(data: bytes, file: JpegFile) -> Iterator[Scan | None]:
 
 def is_refined(data: bytes, file: JpegFile) -> bool:
     """Whether the scans bring every bit of every coefficient: libjpeg shows what it has, without a word."""
-    missing = {(identity, k): 14 for identity in file.components for k in range(64)}
+    missing = {identity: bytearray(b"\x0e" * 64) for identity in file.components}
     for index, scan in enumerate(scans_of(data, file)):
         if scan is None:
             continue
@@ -227,6 +227,6 @@ def is_refined(data: bytes, file: JpegFile) -> bool:
         if file.process in PROGRESSIVE:
             first, last, bits = data[scan.header + 1 + 2 * number : scan.header + 4 + 2 * number]
         for identity in names:
-            for k in range(first, min(last, 63) + 1):
-                missing[identity, k] = bits & 15
-    return not any(missing.values())
+            if identity in missing and first <= last <= 63:
+                missing[identity][first : last + 1] = bytes((bits & 15,)) * (last + 1 - first)
+    return not any(map(any, missing.values()))

@@ -42,7 +42,7 @@ def decode(data: bytes, file: JpegFile, enough: int = 0, *, grey: bool = False) 
 
 def _strictly(data: bytes, space: str, enough: int = 0) -> Pixels:
     """Decode; libjpeg's warnings are errors: it fills what is missing with grey, and warns."""
-    scale = {"min_height": enough, "min_width": enough, "min_factor": 2 if enough else 1}
+    scale = {"min_height": enough, "min_width": enough, "min_factor": 2 if enough and space != "GRAY" else 1}
     return simplejpeg.decode_jpeg(data, space, strict=True, **scale)
 
 
