@@ -18,7 +18,7 @@ _DECODED = (0xC0, 0xC1, 0xC2, SOF3, SOF9, SOF10)
 """The processes that libjpeg-turbo decodes: sequential, progressive, lossless, and two of them arithmetic-coded."""
 PROGRESSIVE = (0xC2, SOF10)
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-_MARKER_BEHIND_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_MARKER_BEHIND_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
 _SCANS_AT_MOST = 500
 """Each is one more pass over all pixels, of a few bytes maybe."""
 
