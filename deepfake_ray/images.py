@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from deepfake_ray import jpeg, tiff
+from deepfake_ray import jpeg, jpeg_pixels, tiff
 from deepfake_ray.containers import Container, walk
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.pixels import Pixels as Pixels
@@ -89,7 +89,7 @@ def _decode(data: bytes, limits: Limits, enough: int, *, grey: bool) -> Decoded:
             raise ImageError(ErrorCode.TRUNCATED, f"the {file.format} file ends before its pixels do")
         if file.jpeg is not None:
             jpeg.check(file.jpeg)
-            pixels = upright(jpeg.decode(data, file.jpeg, enough, grey=grey), file.orientation)
+            pixels = upright(jpeg_pixels.decode(data, file.jpeg, enough, grey=grey), file.orientation)
             return Decoded(pixels, "jpeg", file.jpeg.quality, *file.upright_size())
         if file.tiff is not None and tiff.is_ours(file.tiff):
             pixels = upright(tiff.decode(file.tiff), file.orientation)

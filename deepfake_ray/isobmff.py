@@ -108,5 +108,7 @@ def _extents(data: bytes, start: int) -> Iterator[tuple[int, int, int]]:
             position += offset_size + length_size
             if method == 0:
                 yield item, first, first + length
+            if position > len(data) or not offset_size + length_size:
+                break
         if position > len(data):
             raise ImageError(ErrorCode.TRUNCATED, "the file ends within the list of its items")

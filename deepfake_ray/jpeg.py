@@ -1,19 +1,14 @@
-"""JPEG: a walk along the segments, and decoding that tells harmless oddities from missing or damaged picture data.
-
-Knows neither Ray nor torch.
-"""
+"""JPEG: a walk along the segments, and what they say. Knows neither Ray nor torch."""
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.pixels import Pixels
 from deepfake_ray.tiff import orientation_of
 
 SOF3, SOF9, SOF10, DHT, JPG, DAC = 0xC3, 0xC9, 0xCA, 0xC4, 0xC8, 0xCC
@@ -21,10 +16,11 @@ SOI, EOI, SOS, DQT, DNL, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD
 APP0, APP1, APP2, APP14, APP15, COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
 _DECODED = (0xC0, 0xC1, 0xC2, SOF3, SOF9, SOF10)
 """The processes that libjpeg-turbo decodes: sequential, progressive, lossless, and two of them arithmetic-coded."""
-_PROGRESSIVE = (0xC2, SOF10)
+PROGRESSIVE = (0xC2, SOF10)
 _MARKER = re.compile(rb"\xff+([^\x00\xff])", re.DOTALL)
-_MARKER_BEHIND_SCAN = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
-_END = b"\xff\xd9"
+_MARKER_BEHIND_SCAN = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])", re.DOTALL)
+_SCANS_AT_MOST = 500
+"""Each is one more pass over all pixels, of a few bytes maybe."""
 
 
 @dataclass(slots=True)
@@ -46,9 +42,9 @@ class JpegFile:
     """Where the first scan's marker (SOS) is."""
     scan_header: int = 0
     """Where the number of that scan's components is."""
-    spare: tuple[tuple[int, int], ...] = ()
+    spare: list[tuple[int, int]] = field(default_factory=list)
     """Stretches that the picture does not need: between segments, and colour profiles, which libjpeg warns of."""
-    mended: tuple[tuple[int, bytes], ...] = ()
+    mended: list[tuple[int, bytes]] = field(default_factory=list)
     """Bytes that libjpeg warns of, though no decoder needs them, and what they should be."""
 
 
@@ -93,10 +89,10 @@ def walk(data: bytes) -> JpegFile:
                 if file.orientation == 1 and data[body + 2 : body + 8] == b"Exif\x00\x00":
                     file.orientation = orientation_of(data[body + 8 : end])
             elif marker == APP2:
-                file.spare += ((start, end),)
+                file.spare.append((start, end))
             elif marker == APP0:
                 if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
-                    file.mended += ((body + 7, b"\x01"),)  # "unknown JFIF revision number"
+                    file.mended.append((body + 7, b"\x01"))  # "unknown JFIF revision number"
             elif marker == APP14 and data[body + 2 : body + 7] == b"Adobe" and end >= body + 14:
                 file.is_adobe = True
                 transform = body + 13
@@ -106,7 +102,7 @@ def walk(data: bytes) -> JpegFile:
     if not file.process or not components:
         raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no frame header before its first scan")
     if transform and data[transform] > 2:  # "Unknown Adobe color transform code", taken for YCbCr or YCCK
-        file.mended += ((transform, b"\x02" if len(file.components) == 4 else b"\x01"),)
+        file.mended.append((transform, b"\x02" if len(file.components) == 4 else b"\x01"))
     return file
 
 
@@ -116,7 +112,7 @@ def _next_marker(data: bytes, position: int, file: JpegFile) -> int:
     if found is None:
         raise IndexError
     if found.start() > position:
-        file.spare += ((position, found.start()),)
+        file.spare.append((position, found.start()))
     return found.end() - 2
 
 
@@ -141,222 +137,6 @@ def check(file: JpegFile) -> None:
     else:
         return
     raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"a JPEG {problem} is not read here")
-
-
-# --- pixels
-
-
-def decode(data: bytes, file: JpegFile, enough: int = 0, *, grey: bool = False) -> Pixels:
-    """Pixels as they are stored, not turned.
-
-    Args:
-        data: the file.
-        file: what `walk` found in it.
-        enough: pixels that each side has to have at least, if a reduced scale will do; 0: the full size.
-        grey: the luminance alone, for files that are not CMYK.
-
-    Returns:
-        uint8 (H, W, 3) RGB, or (H, W, 1).
-
-    Raises:
-        ImageError: truncated or decode_failed.
-    """
-    is_cmyk = len(file.components) == 4
-    space = "CMYK" if is_cmyk else "GRAY" if grey else "RGB"
-    has_scans = file.process in _PROGRESSIVE or data[file.scan_header] < len(file.components)
-    if has_scans and not _is_refined(data, file):
-        raise ImageError(ErrorCode.TRUNCATED, "the jpeg file ends before its last scan")
-    try:
-        pixels = _strictly(data, space, enough)
-    except ValueError as error:
-        pixels = _leniently(data, file, space, enough, error)
-    return _cmyk_to_rgb(pixels, inverted=file.is_adobe) if is_cmyk else pixels
-
-
-def _strictly(data: bytes, space: str, enough: int = 0) -> Pixels:
-    """Decode; libjpeg's warnings are errors: it fills what is missing with grey, and warns."""
-    scale = {"min_height": enough, "min_width": enough, "min_factor": 2 if enough else 1}
-    return simplejpeg.decode_jpeg(data, space, strict=True, **scale)
-
-
-def _cmyk_to_rgb(inks: Pixels, *, inverted: bool) -> Pixels:
-    """uint8 (H, W, 4) inks -> RGB, without a colour profile, as Pillow does. Adobe's files store 255 - ink."""
-    paper = inks if inverted else 255 - inks
-    product = paper[..., :3].astype(np.uint16) * paper[..., 3:]
-    return ((product + 127) // 255).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class _Scan:
-    start: int
-    """Where its marker is; the tables before it belong to it too."""
-    header: int
-    """Where the number of its components is."""
-    end: int
-    """Behind its coded data."""
-
-
-def _scans(data: bytes, file: JpegFile) -> Iterator[_Scan | None]:
-    """The scans, in order; a None at the end if the end marker is missing."""
-    start, header = file.scan, file.scan_header
-    while True:
-        coded = header - 2 + int.from_bytes(data[header - 2 : header], "big")
-        found = _MARKER_BEHIND_SCAN.search(data, coded)
-        yield _Scan(start, header, len(data) if found is None else found.start())
-        while found is not None and data[found.end() - 1] not in (EOI, SOS):
-            marker, body = data[found.end() - 1], found.end()
-            if marker not in (DHT, DAC, DQT, DRI, DNL, COM) and not APP0 <= marker <= APP15:
-                found = None
-            else:
-                found = _MARKER.search(data, body + int.from_bytes(data[body : body + 2], "big"))
-        if found is None or found.end() + 3 > len(data):
-            if found is None or data[found.end() - 1] != EOI:
-                yield None
-            return
-        if data[found.end() - 1] == EOI:
-            return
-        start, header = found.start(), found.end() + 2
-
-
-def _is_refined(data: bytes, file: JpegFile) -> bool:
-    """Whether the scans bring every bit of every coefficient: libjpeg shows what it has, without a word."""
-    missing = {(identity, k): 14 for identity in file.components for k in range(64)}
-    for scan in _scans(data, file):
-        if scan is None:
-            continue
-        number = data[scan.header]
-        names = data[scan.header + 1 : scan.header + 1 + 2 * number : 2]
-        first, last, bits = 0, 63, 0
-        if file.process in _PROGRESSIVE:
-            first, last, bits = data[scan.header + 1 + 2 * number : scan.header + 4 + 2 * number]
-        for identity in names:
-            for k in range(first, min(last, 63) + 1):
-                missing[identity, k] = bits & 15
-    return not any(missing.values())
-
-
-# --- what viewers show all the same
-
-
-def _leniently(data: bytes, file: JpegFile, space: str, enough: int, error: ValueError) -> Pixels:
-    """The picture of a file that libjpeg refuses or warns of, if all of its picture data are there and whole.
-
-    Viewers do not mind stray bytes between segments and before the end marker, a strange JFIF version, nonsense in the
-    scan header of a sequential file, or a missing end marker (jpeg-decoder issues 43 and 130, yolov5 3450,
-    generative_inpainting 188, libjpeg-turbo 163). What a copy without these says, and no other warning, decides:
-    libjpeg reports its last one only, and an earlier one may be worse.
-    """
-    scans = list(_scans(data, file))
-    is_ended = scans[-1] is not None
-    whole = [scan for scan in scans if scan is not None]
-    failed = _failure(error, is_ended=is_ended)
-    if len(whole) > _MOST_SCANS or file.process == SOF3:
-        raise failed from error
-    mended = _needed_header(data, file)
-    try:
-        for number, scan in enumerate(whole):
-            begin = scan.start if number == 0 else whole[number - 1].end
-            mended = _with_scan(mended, _mended_scan(data, file, begin, scan), space)
-        return _strictly(mended + _END, space, enough)
-    except ValueError as worse:
-        raise _failure(worse, is_ended=is_ended) from worse
-
-
-_MOST_SCANS = 32
-"""Of a file that is decoded up to each of them; encoders write ten or so."""
-_MOST_STRAY = 16
-"""Bytes before a marker that may be anything: more have to be of one kind, or they may be the picture's."""
-_SWALLOWED = 8
-"""Bytes that libjpeg may have taken in before it sees that they are not the picture's."""
-_ENDED = ("Premature end of JPEG file", "Corrupt JPEG data: premature end of data segment")
-"""libjpeg's texts JWRN_JPEG_EOF and JWRN_HIT_MARKER, which hold nothing of the file."""
-_EXTRANEOUS = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
-"""JWRN_EXTRANEOUS_DATA: where to cut. Whether the cut was right, decoding decides."""
-
-
-def _failure(error: ValueError, *, is_ended: bool) -> ImageError:
-    text = str(error)
-    code = ErrorCode.TRUNCATED if text in _ENDED or not is_ended else ErrorCode.DECODE_FAILED
-    return ImageError(code, text.splitlines()[0][:200] if text else "the decoder gave no reason")
-
-
-def _needed_header(data: bytes, file: JpegFile) -> bytes:
-    """What the picture needs of all before the first scan, mended."""
-    copied = bytearray(data[: file.scan])
-    for place, content in file.mended:
-        copied[place : place + len(content)] = content
-    for start, end in reversed(file.spare):
-        del copied[start:end]
-    return bytes(copied)
-
-
-def _mended_scan(data: bytes, file: JpegFile, begin: int, scan: _Scan) -> bytes:
-    """A scan with the tables before it; a sequential one is of all coefficients, whatever its header says."""
-    copied = bytearray(data[begin : scan.end])
-    if file.process not in _PROGRESSIVE:
-        spectrum = scan.header - begin + 1 + 2 * data[scan.header]
-        copied[spectrum : spectrum + 3] = b"\x00\x3f\x00"  # "Invalid SOS parameters for sequential JPEG"
-    return bytes(copied)
-
-
-def _with_scan(before: bytes, scan: bytes, space: str) -> bytes:
-    """`before` and a scan with its tables, without stray bytes behind its coded data.
-
-    Raises:
-        ValueError: the scan is damaged or not whole.
-    """
-    both = before + scan
-    try:
-        _strictly(both + _END, space)
-        return both
-    except ValueError as error:
-        found = _EXTRANEOUS.fullmatch(str(error))
-        if found is None:
-            raise
-        number = int(found[1])
-        kept, stray = both[:-number], both[-number:]
-        _strictly(kept + _END, space)
-        if not _is_stray(kept, stray, space):
-            raise
-        return kept
-
-
-def _is_stray(kept: bytes, stray: bytes, space: str) -> bool:
-    """Whether bytes behind the last block are none of the picture's.
-
-    A changed bit often makes libjpeg read past or short of what follows, silently, until there are bytes over. Then
-    they are coded data: many, of all kinds. And the picture's last byte is not filled up with ones, as encoders do.
-    """
-    zeros = stray.count(0)
-    if len(stray) > _MOST_STRAY and stray.count(stray[0]) < 0.9 * len(stray) and zeros < len(stray) / 8:
-        return False
-    return _is_filled_with_ones(kept, space)
-
-
-def _is_filled_with_ones(kept: bytes, space: str) -> bool:
-    """Whether the bits behind the last block's are ones, up to the byte's end."""
-    for _ in range(_SWALLOWED):
-        if not _decodes(kept[:-1], space):
-            break
-        kept = kept[:-1]
-    if kept[-2:] == b"\xff\x00":
-        return True
-    last = kept[-1]
-    ones = (~last & (last + 1)).bit_length() - 1  # how many, from the lowest bit on
-    changed = last ^ (1 << ones)
-    other = kept[:-1] + (b"\xff\x00" if changed == 0xFF else bytes([changed])) + _END
-    try:
-        return not np.array_equal(_strictly(other, space), _strictly(kept + _END, space))
-    except ValueError:
-        return True
-
-
-def _decodes(kept: bytes, space: str) -> bool:
-    try:
-        _strictly(kept + _END, space)
-    except ValueError:
-        return False
-    return True
 
 
 # --- the quality
@@ -394,3 +174,59 @@ def _quality(data: bytes, table: int, end: int) -> int | None:
             return _quality_of_table(data[table + 1 : table + 65])
         table += 129 if precision else 65
     return None
+
+
+# --- the scans
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Where a scan lies."""
+
+    start: int
+    """Where its marker is; the tables before it belong to it too."""
+    header: int
+    """Where the number of its components is."""
+    end: int
+    """Behind its coded data."""
+
+
+def scans_of(data: bytes, file: JpegFile) -> Iterator[Scan | None]:
+    """The scans, in order; a None at the end if the end marker is missing."""
+    start, header = file.scan, file.scan_header
+    while True:
+        coded = header - 2 + int.from_bytes(data[header - 2 : header], "big")
+        found = _MARKER_BEHIND_SCAN.search(data, coded)
+        yield Scan(start, header, len(data) if found is None else found.start())
+        while found is not None and data[found.end() - 1] not in (EOI, SOS):
+            marker, body = data[found.end() - 1], found.end()
+            if marker not in (DHT, DAC, DQT, DRI, DNL, COM) and not APP0 <= marker <= APP15:
+                found = None
+            else:
+                found = _MARKER.search(data, body + int.from_bytes(data[body : body + 2], "big"))
+        if found is None or found.end() + 3 > len(data):
+            if found is None or data[found.end() - 1] != EOI:
+                yield None
+            return
+        if data[found.end() - 1] == EOI:
+            return
+        start, header = found.start(), found.end() + 2
+
+
+def is_refined(data: bytes, file: JpegFile) -> bool:
+    """Whether the scans bring every bit of every coefficient: libjpeg shows what it has, without a word."""
+    missing = {identity: bytearray(b"\x0e" * 64) for identity in file.components}
+    for index, scan in enumerate(scans_of(data, file)):
+        if scan is None:
+            continue
+        if index == _SCANS_AT_MOST:
+            raise ImageError(ErrorCode.DECODE_FAILED, f"a jpeg file of more than {_SCANS_AT_MOST} scans")
+        number = data[scan.header]
+        names = data[scan.header + 1 : scan.header + 1 + 2 * number : 2]
+        first, last, bits = 0, 63, 0
+        if file.process in PROGRESSIVE:
+            first, last, bits = data[scan.header + 1 + 2 * number : scan.header + 4 + 2 * number]
+        for identity in names:
+            if identity in missing and first <= last <= 63:
+                missing[identity][first : last + 1] = bytes((bits & 15,)) * (last + 1 - first)
+    return not any(map(any, missing.values()))

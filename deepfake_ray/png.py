@@ -43,10 +43,10 @@ def walk(data: bytes) -> PngFile:
             or does not have its checksum.
     """
     view = memoryview(data)
-    needed: list[memoryview] = [view[:8]]
+    needed = [[0, 8]]  # stretches
     header: bytes | None = None
     transparency, exif, profile = b"", b"", b""
-    has_pixels = False
+    has_palette = has_pixels = False
     position, size = 8, len(data)
     while True:
         if position + 12 > size:
@@ -59,16 +59,18 @@ def walk(data: bytes) -> PngFile:
         if kind in _CRITICAL:
             if zlib.crc32(view[position + 4 : end - 4]) != int.from_bytes(view[end - 4 : end], "big"):
                 raise ImageError(ErrorCode.DECODE_FAILED, f"the checksum of the png chunk {kind.decode()} is wrong")
-            needed.append(view[position:end])
+            _append(needed, position, end)
             if kind == b"IHDR" and header is None:
                 header = bytes(content)
+            has_palette = has_palette or kind == b"PLTE"
             has_pixels = has_pixels or kind == b"IDAT"
             if kind == b"IEND":
                 break
         elif kind == b"tRNS" and header is not None and not (transparency or has_pixels):
-            if _fits(header, length, has_palette=any(bytes(part[4:8]) == b"PLTE" for part in needed)):
+            if _fits(header, length, has_palette=has_palette):
                 transparency = bytes(content)
-                needed.append(view[position:end])
+                if header[8] < 16:  # of 16 bits Pillow compares 8: `images` makes up for it
+                    _append(needed, position, end)
         elif kind == b"eXIf" and not exif:
             exif = bytes(content[:_TEXT_BYTES])
         elif kind in (b"tEXt", b"zTXt") and bytes(content[:21]) in _PROFILES and not profile:
@@ -82,8 +84,6 @@ def walk(data: bytes) -> PngFile:
     transparent: tuple[int, ...] = ()
     if depth == 16 and colour in (GREY, RGB) and transparency:
         transparent = struct.unpack(f">{len(transparency) // 2}H", transparency)
-        needed = [chunk for chunk in needed if bytes(chunk[4:8]) != b"tRNS"]
-    whole = sum(map(len, needed)) == size
     return PngFile(
         width=width,
         height=height,
@@ -91,8 +91,16 @@ def walk(data: bytes) -> PngFile:
         colour=colour,
         transparent=transparent,
         orientation=orientation_of(exif or profile) if exif or profile else 1,
-        picture=data if whole else b"".join(needed),
+        picture=data if needed == [[0, size]] else b"".join(view[start:end] for start, end in needed),
     )
+
+
+def _append(stretches: list[list[int]], start: int, end: int) -> None:
+    """Add a stretch, to the last one where it follows it."""
+    if stretches[-1][1] == start:
+        stretches[-1][1] = end
+    else:
+        stretches.append([start, end])
 
 
 def _fits(header: bytes, length: int, *, has_palette: bool) -> bool:

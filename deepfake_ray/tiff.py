@@ -153,9 +153,10 @@ def _check_extents(file: TiffFile, size: int) -> None:
     if not offsets.size or (offsets < 8).any():
         raise ImageError(ErrorCode.DECODE_FAILED, "a TIFF file without strips or tiles behind its header")
     if file.compression == 1 and not is_tiled:
+        number = -(-file.height // _rows_per_strip(file)) * (file.samples if file.is_planar else 1)
+        if number != len(offsets):
+            raise ImageError(ErrorCode.DECODE_FAILED, f"a TIFF file of {len(offsets)} strips needs {number}")
         rows = _rows_of_strips(file)
-        if len(rows) != len(offsets):
-            raise ImageError(ErrorCode.DECODE_FAILED, f"a TIFF file of {len(offsets)} strips needs {len(rows)}")
         # What it says of their lengths does not matter, as long as the picture is there.
         lengths = (rows * _row_bytes(file)).astype(np.uint64)
     if len(lengths) != len(offsets):
@@ -164,9 +165,13 @@ def _check_extents(file: TiffFile, size: int) -> None:
         raise ImageError(ErrorCode.TRUNCATED, "a TIFF strip or tile ends behind the file")
 
 
+def _rows_per_strip(file: TiffFile) -> int:
+    return max(1, min(file.directory.value(ROWS_PER_STRIP, file.height), file.height))
+
+
 def _rows_of_strips(file: TiffFile) -> NDArray[np.int64]:
     """How many rows each strip holds: all the same, but for the last one of a plane."""
-    step = max(1, min(file.directory.value(ROWS_PER_STRIP, file.height), file.height))
+    step = _rows_per_strip(file)
     firsts = np.arange(0, file.height, step)
     return np.tile(np.minimum(step, file.height - firsts), file.samples if file.is_planar else 1)
 
