@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,24 +41,25 @@ class TrainingTables:
     validation: pa.Table | ray.ObjectRef
 
     @classmethod
-    def of(cls, rows: pa.Table) -> "TrainingTables":
-        """What tasks need of a manifest table."""
-        return cls(*(_uris_and_labels(rows, split) for split in (TRAIN, VALIDATION)))
+    def of(cls, rows: pa.Table, given_up: Mapping[str, str] = MappingProxyType({})) -> "TrainingTables":
+        """What tasks need of a manifest table; images that are `given_up` (URI -> why) are not touched."""
+        return cls(*(_columns(rows, split, given_up) for split in (TRAIN, VALIDATION)))
 
     def shared(self) -> "TrainingTables":
         """The same, in the object store."""
         return TrainingTables(ray.put(self.train), ray.put(self.validation))
 
     def split(self, is_train: bool) -> pa.Table:
-        """Columns uri and label of the training or the validation rows."""
+        """Columns uri, label and given_up of the training or the validation rows."""
         table = self.train if is_train else self.validation
         return ray.get(table) if isinstance(table, ray.ObjectRef) else table
 
 
-def _uris_and_labels(rows: pa.Table, split: str) -> pa.Table:
+def _columns(rows: pa.Table, split: str, given_up: Mapping[str, str]) -> pa.Table:
     chosen = rows.filter(pa.compute.equal(rows["split"], split))
     labels = np.array([CLASSES.index(label) for label in chosen["label"].to_pylist()], np.int64)
-    return pa.table({"uri": chosen["uri"].combine_chunks(), "label": labels})
+    reasons = pa.array([given_up.get(uri) for uri in chosen["uri"].to_pylist()], pa.string())
+    return pa.table({"uri": chosen["uri"].combine_chunks(), "label": labels, "given_up": reasons})
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,14 @@ class ReadTask:
         images = np.zeros((len(rows), size, size, 3), np.uint8)
         errors, codes = (np.full(len(rows), "", dtype=object) for _ in range(2))
         loader = Loader(limits=self.limits, preparation=self.preparation)
-        uris = chosen["uri"].to_pylist()
+        uris, given_up = chosen["uri"].to_pylist(), chosen["given_up"].to_pylist()
         seeds = augment.seeds_of(self.sampler.seed, task.epoch, rows)
         places = augment.places(seeds) if task.is_train else None
-        for i, image in enumerate(loader.load_all(uris, places=places)):
+        wanted = [i for i, reason in enumerate(given_up) if reason is None]
+        for i in set(range(len(rows))) - set(wanted):
+            errors[i], codes[i] = f"{uris[i]}: {given_up[i]}", given_up[i].partition(":")[0]
+        loaded = loader.load_all([uris[i] for i in wanted], places=places and [places[i] for i in wanted])
+        for i, image in zip(wanted, loaded, strict=True):
             if image.error is not None:
                 errors[i], codes[i] = f"{uris[i]}: {image.error}", str(image.error.code)
             else:

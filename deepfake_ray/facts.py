@@ -45,7 +45,10 @@ class FactsReader:
         """Facts of some files; `items` are positions among them."""
         wanted = [position for position in range(len(uris)) if position not in items.given_up]
         found = dict(zip(wanted, self._read([uris[i] for i in wanted], wanted, items), strict=True))
-        return [found[i] if i in found else Loaded(error=given_up(items.given_up[i])) for i in range(len(uris))]
+        for i, reason in items.given_up.items():
+            error = given_up(reason)
+            found[i] = Loaded(error=error, given_up=str(error))
+        return [found[i] for i in range(len(uris))]
 
     def _read(self, uris: Sequence[str], positions: Sequence[int], items: Items) -> Iterator[Loaded]:
         if all(is_local(uri) for uri in uris):

@@ -33,6 +33,8 @@ class Loaded:
     jpeg_quality: int | None = None
     phash: int | None = None
     """See `perceptual_hash`; by `facts` alone."""
+    given_up: str | None = None
+    """Why it is not to be decoded again: it crashed the decoder or kept it busy; by `facts` alone."""
     logit: float | None = None
     """The score, where one is known already: then there are no crops."""
 

@@ -87,6 +87,7 @@ FACTS = pa.schema(
         pa.field("height", pa.int32()),
         pa.field("jpeg_quality", pa.int32()),
         pa.field("phash", pa.uint64()),
+        pa.field("given_up", pa.string()),  # why: it is not to be decoded again
     ]
 )
 """What the file of an image tells, and its perceptual hash; all null if it could not be read."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 import ray
 import ray.train
 import ray.train.torch
@@ -25,9 +24,8 @@ from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE
 from deepfake_ray.config import TrainConfig
-from deepfake_ray.errors import ImageError, JobError, UserError
-from deepfake_ray.fetch import fetch
-from deepfake_ray.images import Limits, decode
+from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.images import Limits
 from deepfake_ray.labels import Labelled, labelled, of_split
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.output_lock import OutputLock, held
@@ -39,7 +37,14 @@ from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
-from deepfake_ray.training_data import AUDIT, as_before, look_at_data, look_at_files, seen_in_training
+from deepfake_ray.training_data import (
+    AUDIT,
+    as_before,
+    look_at_data,
+    look_at_files,
+    median_short_side,
+    seen_in_training,
+)
 from deepfake_ray.tuning import save_tuned
 from deepfake_ray.watching import Watcher
 
@@ -48,8 +53,6 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 REENCODED_QUALITY = 90
 SECONDS_TO_ABORT = 5.0
-SIZE_SAMPLE = 64
-"""Training images that are opened to choose the image size."""
 
 
 def train(config: TrainConfig) -> bundle.Spec:
@@ -79,18 +82,20 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     images = labelled(config)
     findings = look_at_data(images)
     placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
+    _require_two_images_a_worker(config.global_batch_size, placement)
     check_places([config.data], output, shared_storage=config.shared_storage)
-    settings = _resolve(config, images, placement)
     if resuming:
+        before = storage.read_json(settings_uri)
         images, findings = as_before(images, storage.read_json(storage.join(output, AUDIT)))
-        settings["manifest_sha256"] = images.sha256
-        require_same_settings(config, storage.read_json(settings_uri), settings)
+        settings = _resolve(config, images, placement, config.image_size or before["image_size"])
+        require_same_settings(config, before, settings)
     else:
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
         say(f"reading {len(images.table):,} images for the audit ...")
         facts = image_facts(images.table["uri"], limits)
         images, facts, findings = look_at_files(images, facts, config)
-        settings["manifest_sha256"] = images.sha256
+        size = config.image_size or models.choose_image_size(config.arch, median_short_side(images.table, facts))
+        settings = _resolve(config, images, placement, size)
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
         storage.delete_directory(storage.join(output, "manifest"))  # of a run that was killed in writing it
@@ -130,7 +135,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
         precision=settings["precision"],
         checkpoints_uri=storage.join(output, CHECKPOINTS),
         placement=placement,
-        tables=TrainingTables.of(images.table).shared(),
+        tables=TrainingTables.of(images.table, findings["given_up"]).shared(),
         initial_state=ray.put(state),
         board=Board.options(  # type: ignore[attr-defined]
             # With the driver: a node that is lost must not take it along.
@@ -152,17 +157,21 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     return saved
 
 
-def _resolve(config: TrainConfig, images: manifest.Manifest, placement: TrainingPlacement) -> dict[str, Any]:
-    """config.json: the configuration with every default chosen, and what else decides the result."""
-    origin = config.weights or weights.default_weights(config.arch)
-    image_size = config.image_size or models.choose_image_size(config.arch, _median_short_side(images, config))
-    models.check_image_size(config.arch, image_size)
-    batch_size = config.global_batch_size or default_global_batch_size(image_size, placement.num_workers)
-    if batch_size < 2 * placement.num_workers:
+def _require_two_images_a_worker(batch_size: int | None, placement: TrainingPlacement) -> None:
+    if batch_size is not None and batch_size < 2 * placement.num_workers:
         raise UserError(
             f"global-batch-size must give each worker two images, for batch norm: got {batch_size} over "
             f"{placement.num_workers}; try {2 * placement.num_workers}."
         )
+
+
+def _resolve(
+    config: TrainConfig, images: manifest.Manifest, placement: TrainingPlacement, image_size: int
+) -> dict[str, Any]:
+    """config.json: the configuration with every default chosen, and what else decides the result."""
+    origin = config.weights or weights.default_weights(config.arch)
+    models.check_image_size(config.arch, image_size)
+    batch_size = config.global_batch_size or default_global_batch_size(image_size, placement.num_workers)
     asked = config.to_json()
     del asked["mlflow_uri"]  # it may hold a password, and is no part of the result
     del asked["leave_one_source_out"]  # which is a run of its own for each
@@ -185,23 +194,6 @@ def _resolve(config: TrainConfig, images: manifest.Manifest, placement: Training
 def default_global_batch_size(image_size: int, num_workers: int) -> int:
     """128 images a step up to 64 px, else 32; two a worker at least."""
     return max(128 if image_size <= 64 else 32, 2 * num_workers)
-
-
-def _median_short_side(images: manifest.Manifest, config: TrainConfig) -> int:
-    """Of some training images spread over the manifest; unreadable ones are passed over, training counts them."""
-    rows = images.table.filter(pc.equal(images.table["split"], schema.TRAIN))
-    uris = rows["uri"].take(np.linspace(0, len(rows) - 1, min(SIZE_SAMPLE, len(rows))).astype(np.int64)).to_pylist()
-    limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-    sides, problem = [], ""
-    for uri in uris:
-        try:
-            image = decode(fetch(uri, limits.max_bytes), limits)
-            sides.append(min(image.width, image.height))
-        except ImageError as error:
-            problem = f"{uri}: {error}"
-    if not sides:
-        raise UserError(f"The training images must be readable: none of {len(uris)} is ({problem}); check them.")
-    return int(np.median(sides))
 
 
 class _Trainer(ray.train.torch.TorchTrainer):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +18,8 @@ from deepfake_ray.pipeline import image_facts
 from deepfake_ray.progress import say
 
 AUDIT = "audit.json"
+SIZE_SAMPLE = 64
+"""Training images whose size decides the model's."""
 
 
 def look_at_data(images: Labelled) -> dict[str, Any]:
@@ -81,6 +84,10 @@ def look_at_files(images: Labelled, facts: pa.Table, config: TrainConfig) -> tup
     facts = facts.filter(kept)
     findings = look_at_data(images) if dropped else audit.of_manifest(images.table)
     auc = audit.zero_pixel_auc(images.table, facts, config.seed)
+    given_up = _given_up(images.table, facts)
+    if given_up:
+        uri, reason = next(iter(given_up.items()))
+        warnings.append(f"{len(given_up):,} images are not decoded again and count as unreadable: {uri}: {reason}")
     if auc is not None and auc > audit.SHORTCUT_AUC and not config.reencode:
         warnings.append(
             f"the files alone (bytes, size, format, JPEG quality), without a pixel, tell the classes apart with an AUC "
@@ -95,6 +102,7 @@ def look_at_files(images: Labelled, facts: pa.Table, config: TrainConfig) -> tup
             "duplicates": found,
             "dropped": dropped,
             "zero_pixel_auc": auc,
+            "given_up": given_up,
             "warnings": findings["warnings"] + warnings,
         },
     )
@@ -103,7 +111,7 @@ def look_at_files(images: Labelled, facts: pa.Table, config: TrainConfig) -> tup
 def as_before(images: Labelled, findings: dict[str, Any]) -> tuple[Labelled, dict[str, Any]]:
     """The images that an unfinished run trains on, which were audited when it began; and their counts."""
     images, _ = without(images, findings.get("dropped", ()))
-    return images, audit.of_manifest(images.table)
+    return images, {**audit.of_manifest(images.table), "given_up": findings.get("given_up", {})}
 
 
 def leak_free(images: Labelled, config: TrainConfig, output: str) -> Labelled:
@@ -124,6 +132,32 @@ def without(images: Labelled, dropped: Sequence[dict[str, Any]]) -> tuple[Labell
     uris = pa.array([one["uri"] for one in dropped], pa.string())
     kept = pc.invert(pc.is_in(images.table["uri"], value_set=uris)).combine_chunks()
     return replace(images, table=numbered(images.table.filter(kept))), kept
+
+
+def _given_up(rows: pa.Table, facts: pa.Table) -> dict[str, str]:
+    """Images on which the decoder crashed or hung, and the error that they have in each epoch: URI -> why."""
+    is_given_up = facts["given_up"].is_valid()
+    uris, reasons = rows["uri"].filter(is_given_up), facts["given_up"].filter(is_given_up)
+    return dict(zip(uris.to_pylist(), reasons.to_pylist(), strict=True))
+
+
+def median_short_side(rows: pa.Table, facts: pa.Table) -> int:
+    """Of some training images spread over the manifest, in pixels; unreadable ones are passed over, training counts
+    them.
+
+    Raises:
+        UserError: none of them is readable.
+    """
+    is_train = pc.equal(rows["split"], schema.TRAIN)
+    uris, sizes = rows["uri"].filter(is_train), facts.select(["width", "height"]).filter(is_train)
+    looked_at = pa.array(np.linspace(0, len(sizes) - 1, min(SIZE_SAMPLE, len(sizes))).astype(np.int64))
+    sides = pc.min_element_wise(*sizes.take(looked_at).columns, skip_nulls=False).drop_null()
+    if not len(sides):
+        raise UserError(
+            f"The training images must be readable: none of {len(looked_at)} that were looked at is, such as "
+            f"{uris[0]}; check them."
+        )
+    return int(np.median(sides.to_numpy()))
 
 
 def seen_in_training(rows: pa.Table, facts: pa.Table) -> pa.Table:

@@ -189,3 +189,22 @@ def test_files_that_give_the_class_away_are_found(of_fake, least):
 
 def test_too_few_files_mean_nothing():
     assert shortcut(lambda _: {}, lambda _: {"format": "png"}, number=20) is None
+
+
+def test_the_size_of_images_is_the_median_of_those_that_are_readable():
+    rows = table([("real", "train", None, None)] * 4 + [("fake", "validation", None, None)])
+    sizes = [{"width": w, "height": h} for w, h in ((40, 300), (90, 50), (None, None), (60, 61), (9, 9))]
+    assert training_data.median_short_side(rows, facts(sizes)) == 50
+    with pytest.raises(UserError, match="must be readable: none of 4 that were looked at is"):
+        training_data.median_short_side(rows, facts([{}] * 5))
+
+
+def test_images_that_were_given_up_stay_so_on_resume():
+    rows = table([("real", "train", None, None), ("fake", "train", None, None)] * 2)
+    files = facts([{}, {"given_up": "timeout: took longer than 60 s"}, {}, {}])
+    _, _, findings = training_data.look_at_files(Labelled(rows), files, configured())
+    uri = rows["uri"][1].as_py()
+    assert findings["given_up"] == {uri: "timeout: took longer than 60 s"}
+    assert f"1 images are not decoded again and count as unreadable: {uri}" in findings["warnings"][-1]
+    assert training_data.as_before(Labelled(rows), findings)[1]["given_up"] == findings["given_up"]
+    assert training_data.as_before(Labelled(rows), {})[1]["given_up"] == {}  # audit.json of an earlier version

@@ -335,6 +335,18 @@ def test_the_limit_never_keeps_a_cpu_from_a_task(cpus, image_size):
     assert 0.75 * limit >= 4 * cpus * read.bytes_per_task
 
 
+def test_an_image_that_the_audit_gave_up_is_not_touched_again(pictures):
+    """A decoder that hangs on an image would keep a training waiting for ever."""
+    tables = tables_of(pictures, 4, 3)
+    given_up = {pictures["train"][2]: "timeout: took longer than 60 s"}
+    rows = pa.table({"uri": pictures["train"][:3], "label": ["real", "fake", "fake"], "split": ["train"] * 3})
+    tables = TrainingTables(TrainingTables.of(rows, given_up).train, tables.validation)
+    sampler = Sampler(num_train=3, num_validation=3, global_batch_size=3, world_size=1, rank=0, seed=0)
+    batch = next(all_batches(sampler, tables, serial))
+    assert (len(batch.labels), batch.num_errors, dict(batch.errors_by_code)) == (2, 1, {"timeout": 1})
+    assert batch.first_error == f"{pictures['train'][2]}: timeout: took longer than 60 s"
+
+
 def test_facts_of_files_stay_with_their_files():
     uris = pa.chunked_array([["a", "b"], ["c"]])
     facts = pa.table({"sha256": ["1", "2", "3"], "uri": ["a", "b", "c"]})

@@ -44,6 +44,7 @@ def test_a_decoder_that_hangs_or_crashes_costs_its_image(tmp_path):
     reader.close()
     assert [image.format for image in found] == ["jpeg", None, "jpeg", None, "jpeg"]
     assert (found[1].error.code, found[3].error.code) == (ErrorCode.TIMEOUT, ErrorCode.DECODER_CRASHED)
+    assert [image.given_up is not None for image in found] == [False, True, False, True, False]
 
 
 class Fragile(FactsReader):
