@@ -51,6 +51,8 @@ from deepfake_ray.watching import Watcher
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
+SNAPSHOT = "checkpoint_manager_snapshot.json"
+"""In which Ray Train notes the checkpoints of a run."""
 REENCODED_QUALITY = 90
 SECONDS_TO_ABORT = 5.0
 
@@ -251,9 +253,10 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     checkpoint = result.get_best_checkpoint(SCORE, "max")
     if checkpoint is None:
         raise JobError("training ended without a checkpoint")
-    # A killed driver may have left some that Ray does not know of.
-    kept = {Path(known.path).name for known, _ in result.best_checkpoints}
+    # A killed driver may have left some that Ray does not know of. What its snapshot names must stay, the last one
+    # beside the best, or a run that is killed before its bundle is written could not be resumed.
     places = storage.join(output, CHECKPOINTS)
+    kept = storage.read_bytes(storage.join(places, SNAPSHOT)).decode()
     for name in storage.list_names(places):
         if name.startswith("checkpoint_") and not name.endswith(".json") and name not in kept:
             storage.delete_directory(storage.join(places, name))

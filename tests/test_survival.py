@@ -67,7 +67,8 @@ def whole(ray_2_cpus, flags, tmp_path_factory):
 
 def test_the_last_and_the_best_checkpoint_are_kept(whole):
     best = max(range(3), key=lambda index: float(history(whole)[index]["val_auc"]))
-    assert len(list((whole / "checkpoints").glob("checkpoint_*"))) == (1 if best == 2 else 2)
+    kept = [path for path in (whole / "checkpoints").glob("checkpoint_*") if path.is_dir()]  # Ray's snapshot is a file
+    assert len(kept) == (1 if best == 2 else 2)
     assert last_saved(whole) == (3, 0)
 
 
