@@ -26,7 +26,7 @@ def fetch(uri: str, max_bytes: int, timeout_s: float = REQUEST_TIMEOUT_S) -> byt
     Args:
         uri: a path or URI. In a path, `\\xNN` stands for a byte that is not UTF-8, where no file has that very name.
         max_bytes: a larger one is not read.
-        timeout_s: of one request; failures on the store's side are tried again for `storage.OUTAGE`.
+        timeout_s: of one request; failures on the store's side are tried again for `stores.OUTAGE`.
 
     Raises:
         ImageError: with one of the codes not_found, forbidden, too_large, timeout, storage_error.
