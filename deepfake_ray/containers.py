@@ -31,6 +31,8 @@ class Container:
     tiff: TiffFile | None = None
     picture: bytes | None = None
     """What a decoder is given in place of the file."""
+    shortened: bytes | None = None
+    """A copy that lacks its last bytes: if it decodes all the same, the file was never written to its end."""
     end: int = 0
     """Bytes that the file has to have at least, if it says so: less is checked after the size of the picture is."""
 
@@ -74,6 +76,8 @@ _MAGIC = (
 )
 _TAIL = 32
 """Zero bytes at the end of a coded picture that show that its rest was never written: coders leave a few at most."""
+_UNREAD = 10
+"""Bytes that a WebP bitstream may end with and its decoder does not need."""
 
 
 def walk(data: bytes) -> Container:
@@ -201,18 +205,22 @@ def _walk_bmp(data: bytes) -> Container:
 
 
 def _walk_webp(data: bytes) -> Container:
-    """RIFF chunks. A lossy or lossless bitstream that ends in zero bytes was never written to its end."""
+    """RIFF chunks. A bitstream that ends in zero bytes may never have been written to its end.
+
+    The last bytes of a black picture are zeros, too, but its decoder needs them (they are not more than it asks for).
+    """
     if len(data) < 8 + struct.unpack_from("<I", data, 4)[0]:
         raise ImageError(ErrorCode.TRUNCATED, "the webp file ends before its declared size")
     size: tuple[int, int] | None = None
     orientation: int | None = None
+    shortened: bytes | None = None
     has_picture = False
     for kind, start, end in _chunks(data, 12):
         if kind in (b"VP8 ", b"VP8L", b"ANMF"):
             if end > len(data):
                 raise ImageError(ErrorCode.TRUNCATED, "the webp file ends within its picture")
-            if not any(data[max(start, end - _TAIL) : end]):
-                raise ImageError(ErrorCode.TRUNCATED, "the rest of the webp picture is zero bytes")
+            if shortened is None and not any(data[max(start, end - _TAIL) : end]):
+                shortened = _shortened_webp(data, kind, start, end)
             has_picture = True
         elif kind == b"EXIF" and orientation is None and data[12:16] == b"VP8X":  # simple files have none
             orientation = tiff.orientation_of(data[start:end])
@@ -221,12 +229,25 @@ def _walk_webp(data: bytes) -> Container:
         size = size or _webp_size(data, kind, start)
     if size is None or not has_picture:
         raise ImageError(ErrorCode.DECODE_FAILED, "the webp file has no picture")
-    return Container("webp", *size, orientation or 1)
+    return Container("webp", *size, orientation or 1, shortened=shortened)
 
 
-def _chunks(data: bytes, position: int) -> Iterator[tuple[bytes, int, int]]:
+def _shortened_webp(data: bytes, kind: bytes, start: int, end: int) -> bytes | None:
+    """The bitstream that ends a chunk, as a file of its own, without its last bytes."""
+    if kind == b"ANMF":
+        parts = [part for part in _chunks(data, start + 16, end) if part[0] in (b"VP8 ", b"VP8L")]
+        if not parts:
+            return None
+        kind, start, end = parts[0]
+    stream = data[start : end - _UNREAD]
+    stream += bytes(len(stream) & 1)
+    return b"RIFF" + struct.pack("<I", 12 + len(stream)) + b"WEBP" + kind + struct.pack("<I", len(stream)) + stream
+
+
+def _chunks(data: bytes, position: int, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
     """Kind, start and end of each chunk's content."""
-    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    if end is None:
+        end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while position + 8 <= end:
         kind, length = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], "little")
         yield kind, position + 8, position + 8 + length

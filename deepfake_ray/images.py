@@ -18,6 +18,7 @@ from deepfake_ray.containers import Container, walk
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.pixels import Pixels as Pixels
 from deepfake_ray.pixels import upright
+from deepfake_ray.png import PngFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +92,14 @@ def _decode(data: bytes, limits: Limits, enough: int, *, grey: bool) -> Decoded:
             jpeg.check(file.jpeg)
             pixels = upright(jpeg_pixels.decode(data, file.jpeg, enough, grey=grey), file.orientation)
             return Decoded(pixels, "jpeg", file.jpeg.quality, *file.upright_size())
+        if file.tiff is not None:
+            tiff.check(file.tiff)
         if file.tiff is not None and tiff.is_ours(file.tiff):
             pixels = upright(tiff.decode(file.tiff), file.orientation)
         else:
             pixels = _decode_with_pillow(data, file, limits)
+        if file.shortened is not None and _decodes(file.shortened, file.format):
+            raise ImageError(ErrorCode.TRUNCATED, f"the rest of the {file.format} picture is zero bytes")
         return Decoded(pixels, file.format, None, pixels.shape[1], pixels.shape[0])
     except ImageError:
         raise
@@ -160,6 +165,15 @@ def _opened(data: bytes, file: Container) -> Image.Image:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"no {file.format} decoder in this Pillow") from error
 
 
+def _decodes(data: bytes, kind: str) -> bool:
+    try:
+        with Image.open(io.BytesIO(data), formats=[_PILLOW[kind]]) as image:
+            image.load()
+    except Exception:  # whatever the decoder raises
+        return False
+    return True
+
+
 def _register_heif() -> bool:
     try:
         import pillow_heif
@@ -192,7 +206,9 @@ def _decode_with_pillow(data: bytes, file: Container, limits: Limits) -> Pixels:
 def _to_rgb(image: Image.Image, file: Container) -> Image.Image:
     image.load()
     if file.png is not None and file.png.transparent:
-        return _with_transparent_samples(image, file)
+        if file.png.depth == 16:
+            return _with_transparent_samples(image, file)
+        image.info["transparency"] = _transparency(file.png)
     if image.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255: nearly every 16-bit picture would turn white.
         return Image.fromarray(_upper_bits(np.asarray(image), file)).convert("RGB")
@@ -214,6 +230,13 @@ def _upper_bits(samples: NDArray[np.uint16], file: Container) -> NDArray[np.uint
 def _is_alpha_unused(image: Image.Image, file: Container) -> bool:
     """A BMP whose alpha is 0 throughout is opaque to all who show it (ImageSharp issues 369 and 581)."""
     return file.format == "bmp" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+
+
+def _transparency(file: PngFile) -> int | tuple[int, ...]:
+    """The transparent samples as Pillow stores samples: of 8 bits. It compares them with what the file says."""
+    scale = 255 // ((1 << file.depth) - 1)
+    samples = tuple(sample * scale for sample in file.transparent)
+    return samples[0] if len(samples) == 1 else samples
 
 
 def _with_transparent_samples(image: Image.Image, file: Container) -> Image.Image:

@@ -82,8 +82,9 @@ def walk(data: bytes) -> PngFile:
         raise ImageError(ErrorCode.DECODE_FAILED, "the png file has no header (IHDR) or no pixels (IDAT)")
     width, height, depth, colour = struct.unpack_from(">IIBB", header)
     transparent: tuple[int, ...] = ()
-    if depth == 16 and colour in (GREY, RGB) and transparency:
-        transparent = struct.unpack(f">{len(transparency) // 2}H", transparency)
+    if colour in (GREY, RGB) and transparency and 1 <= depth <= 16:
+        samples = struct.unpack(f">{len(transparency) // 2}H", transparency)
+        transparent = tuple(sample & (1 << depth) - 1 for sample in samples)
     return PngFile(
         width=width,
         height=height,

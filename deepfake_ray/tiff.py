@@ -11,7 +11,7 @@ from deepfake_ray.pixels import Pixels
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANES = 273, 277, 278, 279, 284
-ORIENTATION, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT = 274, 324, 325, 339
+ORIENTATION, PREDICTOR, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT = 274, 317, 324, 325, 339
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB = 0, 1, 2
 _CODES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """Of the types of whole numbers: BYTE, SHORT, LONG, LONG8."""
@@ -199,6 +199,17 @@ def is_ours(file: TiffFile) -> bool:
     )
 
 
+def check(file: TiffFile) -> None:
+    """Raise unsupported_format for layouts that Pillow gets wrong without a word, if `decode` does not read them."""
+    planes = file.is_planar and (file.samples == 2 or (file.bits > 8 and file.compression == 1))
+    # Differences between samples are taken for samples: libtiff knows them for LZW, Deflate, Zstandard and LZMA alone.
+    predicted = file.compression == _PACK_BITS and file.directory.value(PREDICTOR, 1) != 1
+    if not is_ours(file) and (planes or predicted):
+        problem = f"{file.layout()}{', predicted' if predicted else ''}"
+        raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"TIFF of {problem} is not read here")
+
+
+_PACK_BITS = 32773
 _ROWS_AT_ONCE = 64
 
 

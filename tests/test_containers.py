@@ -119,6 +119,18 @@ def test_compressed_deep_planes():
     assert np.array_equal(pixels(data), PICTURE)
 
 
+def test_layouts_that_pillow_gets_wrong_are_unsupported():
+    """Rows of deep planes are taken for pixels, the second of two planes for grey, differences for samples."""
+    deep = np.dstack([PICTURE, GREY]).astype(np.uint16) * 257
+    assert code(layouts.tiff(deep, 16, 2, planar=True, more=[(338, 2)])) == "unsupported_format"
+    assert code(layouts.tiff(deep, 16, 5, planar=True)) == "unsupported_format"
+    two = np.dstack([GREY, GREY // 2])
+    assert code(layouts.tiff(two, 8, 1, planar=True, deflate=True, more=[(338, 2)])) == "unsupported_format"
+    predicted = layouts.tiff(PICTURE, 8, 2, deflate=True, more=[(317, 2)])
+    deflate, pack_bits = (struct.pack("<HHIH", 259, 3, 1, kind) for kind in (8, 32773))
+    assert code(predicted.replace(deflate, pack_bits)) == "unsupported_format"
+
+
 @pytest.mark.parametrize("more", [(339, 2), (339, 3)])
 def test_signed_and_floating_tiffs_are_unsupported(more):
     data = layouts.tiff(GREY[..., None].astype(np.uint16), 16, 1, more=[more])
@@ -148,6 +160,24 @@ def test_transparent_samples_of_16_bits():
     rgb = np.array([[[0x1234, 0x5678, 0x9ABC], [0x1234, 0x5678, 0x9ABD]]], np.uint16)
     found = pixels(layouts.png_of(rgb, 2, struct.pack(">HHH", 0x1234, 0x5678, 0x9ABC)))
     assert found.tolist() == [[[255] * 3, [0x12, 0x56, 0x9A]]]
+
+
+@pytest.mark.parametrize(("depth", "more_bits"), [(1, 2), (2, 0), (2, 4), (4, 0), (4, 16), (8, 0), (8, 256)])
+def test_transparent_samples_of_few_bits(depth, more_bits):
+    """Of 2 and 4 bits Pillow compares the samples as it scaled them. Bits above the depth do not count."""
+    samples = (np.arange(8) % (1 << depth)).astype(np.uint8)
+    header = struct.pack(">IIBBBBB", 8, 1, depth, 0, 0, 0, 0)
+    packed = np.packbits((samples[:, None] >> np.arange(depth)[::-1]) & 1).tobytes()
+    data = png(
+        [
+            (b"IHDR", header),
+            (b"tRNS", struct.pack(">H", 1 | more_bits)),
+            (b"IDAT", zlib.compress(b"\0" + packed)),
+            (b"IEND", b""),
+        ]
+    )
+    shades = samples.astype(int) * 255 // ((1 << depth) - 1)
+    assert pixels(data)[0, :, 0].tolist() == np.where(samples == 1, 255, shades).tolist()
 
 
 # --- JPEG: what lies before the scan
@@ -447,6 +477,18 @@ def test_a_rest_of_zeros_is_no_picture(name, share):
     """JPEGDecoder 39, stb 92: downloads into files of their full size."""
     data = encode_larger(name) if name in ("webp-lossy", "webp-lossless", "avif-rgb") else KINDS[name]
     assert code(data[: int(len(data) * share)].ljust(len(data), b"\x00")) in ("truncated", "decode_failed")
+
+
+@pytest.mark.parametrize("options", [{"quality": 100}, {"quality": 80, "method": 0}, {"lossless": True, "method": 0}])
+@pytest.mark.parametrize("animated", [False, True])
+def test_a_webp_that_ends_in_one_colour_is_whole(options, animated):
+    """Its bitstream ends in zero bytes, but its decoder asks for each of them."""
+    picture = np.zeros((1000, 1000, 3), np.uint8)
+    picture[:400] = np.random.default_rng(0).integers(0, 256, (400, 1000, 3))
+    more = {"save_all": True, "append_images": [IMAGE.resize((1000, 1000))]} if animated else {}
+    data = encode(Image.fromarray(picture), "WEBP", **options, **more)
+    assert np.array_equal(pixels(data), pillow(data))
+    assert code(data[: len(data) // 4].ljust(len(data), b"\x00")) in ("truncated", "decode_failed")
 
 
 def encode_larger(name):
