@@ -98,8 +98,6 @@ def _decode(data: bytes, limits: Limits, enough: int, *, grey: bool) -> Decoded:
             pixels = upright(tiff.decode(file.tiff), file.orientation)
         else:
             pixels = _decode_with_pillow(data, file, limits)
-        if file.shortened is not None and _decodes(file.shortened, file.format):
-            raise ImageError(ErrorCode.TRUNCATED, f"the rest of the {file.format} picture is zero bytes")
         return Decoded(pixels, file.format, None, pixels.shape[1], pixels.shape[0])
     except ImageError:
         raise
@@ -200,7 +198,10 @@ def _decode_with_pillow(data: bytes, file: Container, limits: Limits) -> Pixels:
             orientation = file.orientation if file.width else _orientation(image)
             if file.tiff is not None:
                 orientation = 1  # Pillow turns these itself
-            return upright(np.array(_to_rgb(image, file)), orientation)
+            pixels = np.array(_to_rgb(image, file))
+        if file.shortened is not None and _decodes(file.shortened, file.format):
+            raise ImageError(ErrorCode.TRUNCATED, f"the rest of the {file.format} picture is zero bytes")
+        return upright(pixels, orientation)
 
 
 def _to_rgb(image: Image.Image, file: Container) -> Image.Image:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,12 +59,14 @@ def walk(data: bytes) -> JpegFile:
         ImageError: truncated, decode_failed or unsupported_format.
     """
     file = JpegFile()
-    position, transform = 2, 0
+    position, transform, size = 2, 0, len(data)
     try:
         while True:
-            if data[position] != 0xFF or not 0 < data[position + 1] < 0xFF:
+            marker = data[position + 1]
+            if data[position] != 0xFF or marker == 0 or marker == 0xFF:
                 position = _next_marker(data, position, file)
-            marker, body = data[position + 1], position + 2
+                marker = data[position + 1]
+            body = position + 2
             if 0xD0 <= marker <= EOI or marker == 0x01:  # these have no length
                 if marker == EOI:
                     raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has no scan before its end marker")
@@ -73,7 +76,7 @@ def walk(data: bytes) -> JpegFile:
             if marker == SOS:
                 file.scan, file.scan_header = position, body + 2
                 break
-            if end > len(data):
+            if end > size:
                 raise IndexError
             if end < body + 2:
                 raise ImageError(ErrorCode.DECODE_FAILED, "a jpeg segment is shorter than its own length")
@@ -85,14 +88,14 @@ def walk(data: bytes) -> JpegFile:
                     file.quality = _quality(data, body + 2, end)
             elif 0xC0 <= marker <= 0xCF and marker not in (JPG, DAC):
                 _read_frame(file, marker, data[body + 2 : end])
+            elif marker == APP0:
+                if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
+                    file.mended.append((body + 7, b"\x01"))  # "unknown JFIF revision number"
             elif marker == APP1:
                 if file.orientation == 1 and data[body + 2 : body + 8] == b"Exif\x00\x00":
                     file.orientation = orientation_of(data[body + 8 : end])
             elif marker == APP2:
                 file.spare.append((start, end))
-            elif marker == APP0:
-                if data[body + 2 : body + 7] == b"JFIF\x00" and end >= body + 16 and data[body + 7] != 1:
-                    file.mended.append((body + 7, b"\x01"))  # "unknown JFIF revision number"
             elif marker == APP14 and data[body + 2 : body + 7] == b"Adobe" and end >= body + 14:
                 file.is_adobe = True
                 transform = body + 13
@@ -122,7 +125,7 @@ def _read_frame(file: JpegFile, marker: int, content: bytes) -> None:
     if file.process:
         raise ImageError(ErrorCode.DECODE_FAILED, "the jpeg file has two frame headers")
     file.process, file.precision = marker, content[0]
-    file.height, file.width = int.from_bytes(content[1:3], "big"), int.from_bytes(content[3:5], "big")
+    file.height, file.width = content[1] << 8 | content[2], content[3] << 8 | content[4]
     file.components = content[6 : 6 + 3 * content[5] : 3]
 
 
@@ -179,8 +182,7 @@ def _quality(data: bytes, table: int, end: int) -> int | None:
 # --- the scans
 
 
-@dataclass(frozen=True)
-class Scan:
+class Scan(NamedTuple):
     """Where a scan lies."""
 
     start: int
@@ -195,7 +197,7 @@ def scans_of(data: bytes, file: JpegFile) -> Iterator[Scan | None]:
     """The scans, in order; a None at the end if the end marker is missing."""
     start, header = file.scan, file.scan_header
     while True:
-        coded = header - 2 + int.from_bytes(data[header - 2 : header], "big")
+        coded = header - 2 + (data[header - 2] << 8 | data[header - 1])
         found = _MARKER_BEHIND_SCAN.search(data, coded)
         yield Scan(start, header, len(data) if found is None else found.start())
         while found is not None and data[found.end() - 1] not in (EOI, SOS):
@@ -213,6 +215,10 @@ def scans_of(data: bytes, file: JpegFile) -> Iterator[Scan | None]:
         start, header = found.start(), found.end() + 2
 
 
+_REFINEMENTS = tuple(bytes((bits,)) * 64 for bits in range(16))
+"""How many low bits are still to come, of each coefficient: if of all the same number."""
+
+
 def is_refined(data: bytes, file: JpegFile) -> bool:
     """Whether the scans bring every bit of every coefficient: libjpeg shows what it has, without a word."""
     missing = {identity: bytearray(b"\x0e" * 64) for identity in file.components}
@@ -228,5 +234,5 @@ def is_refined(data: bytes, file: JpegFile) -> bool:
             first, last, bits = data[scan.header + 1 + 2 * number : scan.header + 4 + 2 * number]
         for identity in names:
             if identity in missing and first <= last <= 63:
-                missing[identity][first : last + 1] = bytes((bits & 15,)) * (last + 1 - first)
+                missing[identity][first : last + 1] = _REFINEMENTS[bits & 15][first : last + 1]
     return not any(map(any, missing.values()))

@@ -42,8 +42,8 @@ def decode(data: bytes, file: JpegFile, enough: int = 0, *, grey: bool = False) 
 
 def _strictly(data: bytes, space: str, enough: int = 0) -> Pixels:
     """Decode; libjpeg's warnings are errors: it fills what is missing with grey, and warns."""
-    scale = {"min_height": enough, "min_width": enough, "min_factor": 2 if enough and space != "GRAY" else 1}
-    return simplejpeg.decode_jpeg(data, space, strict=True, **scale)
+    factor = 2.0 if enough and space != "GRAY" else 1.0
+    return simplejpeg.decode_jpeg(data, space, strict=True, min_height=enough, min_width=enough, min_factor=factor)
 
 
 def _cmyk_to_rgb(inks: Pixels, *, inverted: bool) -> Pixels:
