@@ -3,13 +3,12 @@
 import contextlib
 import importlib.util
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import bundle, joining, manifest, storage, tables
+from deepfake_ray import bundle, joining, labels, manifest, storage, tables
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.listing import Pick
@@ -105,12 +104,7 @@ def _check_bundle(place: str) -> None:
 
 def _check_extras(config: Any) -> None:
     if group_regex := getattr(config, "group_regex", None):
-        try:
-            has_group = re.compile(group_regex).groups > 0
-        except re.error as error:
-            raise UserError(f"group-regex must be a regular expression: {group_regex!r}: {error}; mend it.") from error
-        if not has_group:
-            raise UserError(f"group-regex must have a (group): got {group_regex!r}; put brackets around the name.")
+        labels.group_pattern(group_regex)
     if not isinstance(config, TrainConfig):
         return
     if config.weights not in (None, *GIVEN_BY_NAME) and not storage.exists(config.weights):

@@ -37,7 +37,8 @@ class JobConfig:
     use_gpu: Choice = "auto"
     """Run the model on GPUs. auto: where the cluster has some."""
     precision: Precision = "auto"
-    """Arithmetic of the model. auto: bf16 where the device computes it natively, else fp32."""
+    """Arithmetic of the model, one for the whole run. auto: bf16 where every node that computes does so natively, else
+    fp32."""
     max_image_bytes: int = 100 * 1024 * 1024
     """An image of more bytes becomes the error too_large, unread."""
     max_image_pixels: int = 100_000_000
@@ -277,7 +278,8 @@ class EvaluateConfig(_ScoringConfig, LabelledDataConfig, JobConfig):
     model: str = ""
     """The bundle: the directory or URI that training wrote as OUTPUT/model. Default: that of --predictions."""
     split: Literal["train", "validation", "test", "all"] | None = None
-    """Which images to evaluate on. Default: test; all, with --predictions."""
+    """Which images to evaluate on. Default: test; all with --predictions, and of a place without split folders of which
+    the model has seen no image."""
     predictions: str | None = None
     """Output of jobs/score.py: its scores are evaluated, nothing is scored. The labels come from --labels (a Parquet
     or CSV with uri and label) or --data; images without a label are left out."""

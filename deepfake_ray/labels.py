@@ -175,13 +175,23 @@ def _refuse_odd(
             )
 
 
-def _groups(uris: Sequence[str], group_regex: str) -> list[str | None]:
+def group_pattern(group_regex: str) -> re.Pattern[str]:
+    """What --group-regex says.
+
+    Raises:
+        UserError: it is no regular expression, or has no group.
+    """
     try:
         pattern = re.compile(group_regex)
     except re.error as error:
         raise UserError(f"group-regex must be a regular expression: {group_regex!r}: {error}; mend it.") from error
     if not pattern.groups:
         raise UserError(f"group-regex must have a (group): got {group_regex!r}; put brackets around the name.")
+    return pattern
+
+
+def _groups(uris: Sequence[str], group_regex: str) -> list[str | None]:
+    pattern = group_pattern(group_regex)
     matches = [pattern.search(uri.rsplit("/", 1)[-1]) for uri in uris]
     if not any(matches):
         raise UserError(f"group-regex must match file names: {group_regex!r} matches none of {len(uris)}; mend it.")

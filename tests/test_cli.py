@@ -50,10 +50,13 @@ def test_the_command_line_loads_neither_ray_nor_torch():
 
 def test_pure_work_never_loads_ray():
     modules = [
-        "allocator", "attention", "audit", "augment", "bundle", "comparison", "degradations", "fetch", "figures",
-        "fingerprints", "images", "inference", "intervals", "isolation", "joining", "known", "listing", "loading",
-        "manifest", "measurement", "metrics", "mistakes", "models", "quantization", "ranking", "report", "robustness",
-        "s3", "sampling", "scorer", "slices", "storage", "tables", "weights",
+        "allocator", "attention", "audit", "augment", "bucket_listing", "bundle", "calibration", "checks",
+        "comparison", "containers", "degradations", "digest", "evaluation_text", "facts", "fetch", "figures",
+        "files", "fingerprints", "folders", "gradients", "held_out", "images", "inference", "intervals",
+        "interrupts", "inventory", "isolation", "joining", "known", "labels", "listing", "loading", "manifest",
+        "measurement", "metrics", "mistakes", "models", "output_lock", "quantization", "ranking", "read_ahead",
+        "repetition", "report", "resuming", "robustness", "s3", "sampling", "scorer", "scores", "slices",
+        "storage", "storage_errors", "stores", "summaries", "tables", "tally", "text_tables", "uris", "weights",
     ]  # fmt: skip
     assert loading(modules, ["ray"]) == ""
 

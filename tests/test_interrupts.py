@@ -72,6 +72,9 @@ def in_c(config):
     say("ready")
     ctypes.CDLL(None).select(0, None, None, None, None)
 
+def faulty(config):
+    raise RuntimeError("nobody thought of this")
+
 def finished(config):
     return {"loss": float("nan"), "best": {"auc": float("inf"), "epochs": (1, 2)}}
 '''
@@ -194,6 +197,16 @@ def test_json(job):
     assert failure["exit_code"] == done.returncode == 2
     assert f"error: {failure['error']}\n" == done.stderr
     assert failure["error"].startswith(f"output must be empty: {output}")
+
+
+def test_a_fault_of_the_program_is_told_in_full(job):
+    command, _ = job
+    done = subprocess.run(command("faulty", "--json"), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "in faulty" in done.stderr
+    assert done.stderr.endswith("RuntimeError: nobody thought of this\n")
+    assert json.loads(done.stdout) == {"error": "RuntimeError: nobody thought of this", "exit_code": 1}
 
 
 def in_a_terminal(command, pattern, environment):

@@ -104,19 +104,19 @@ def grouped(seed):
 
 
 def test_bootstrap_covers_at_its_rate_only_by_group(monkeypatch):
-    monkeypatch.setattr(intervals, "RESAMPLES", 300)
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)
     true = norm.cdf(1 / np.sqrt(2))
     covered = {"group": 0, "image": 0}
     for seed in range(150):
         labels, logits, groups = grouped(seed)
         figures = Ranking(labels, logits, 1.0).figures
-        for by in covered:
+        for by in covered if seed < 50 else ["group"]:
             clusters = Clusters.of(groups) if by == "group" else alone(300)
             low, high = intervals.bootstrap(figures, labels, clusters, [logits], seed)["roc_auc"]
             covered[by] += low <= true <= high
     # .95 of 150 is 142.5, with a standard deviation of 2.7; percentile intervals of 60 groups run a little narrow.
     assert 134 <= covered["group"] <= 149
-    assert covered["image"] < 120
+    assert covered["image"] < 44  # of 50: by image some four in five cover
 
 
 def test_bootstrap_repeats_and_says_when_it_cannot():
