@@ -90,6 +90,7 @@ class Isolated:
         self._timeout_s = timeout_s
         self._memory = os.memfd_create("items")
         self._in_flight = _InFlight(self._memory)
+        self._awaits_answer = False
         self._start()
 
     def _start(self) -> None:
@@ -119,11 +120,16 @@ class Isolated:
 
     def __call__(self, work: Any) -> Any:
         """The worker's result for `work`."""
+        if self._awaits_answer:
+            # An interrupt or a death ended the last call: what the process would say next is of that call's work.
+            self._end()
+            self._start()
         suspects: set[int | None] = set()
         given_up: dict[int, str] = {}
         deaths = 0
         while True:
             try:
+                self._awaits_answer = True
                 self._connection.send((work, given_up))
                 return self._result(watch=True)
             except (EOFError, ConnectionError):
@@ -145,6 +151,7 @@ class Isolated:
             if watch and self._in_flight.seconds() >= self._timeout_s:
                 raise EOFError
         succeeded, value = self._connection.recv()
+        self._awaits_answer = False
         if not succeeded:
             raise value
         return value

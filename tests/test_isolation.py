@@ -1,4 +1,5 @@
 import os
+import signal
 import time
 
 import pytest
@@ -47,6 +48,27 @@ def test_errors_come_through_and_the_worker_lives(fragile):
 def test_deaths_without_a_suspect_end(fragile):
     with pytest.raises(WorkerDiedError, match="died 3 times, the last time of exit status 3"):
         fragile(["die"])
+
+
+def test_an_interrupted_call_does_not_answer_the_next_one(tmp_path):
+    """Ray's cancelling of a task raises KeyboardInterrupt in it, and the next task may ask the same process."""
+    worker = Isolated("workers:Fragile", str(tmp_path))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            worker(["slow"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert worker(["a"]) == ["A"]
+    worker.close()
+
+
+def test_after_an_end_without_a_suspect_the_next_call_begins_anew(fragile):
+    with pytest.raises(WorkerDiedError):
+        fragile(["die"])
+    assert fragile(["a"]) == ["A"]
 
 
 def test_two_deaths_while_starting_are_outlived_and_three_are_not(tmp_path):

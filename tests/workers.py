@@ -8,7 +8,7 @@ from deepfake_ray import memory_limit
 
 
 class Fragile:
-    """Works on lists of words; the words `crash` and `hang` are fatal, `once` only the first time;
+    """Works on lists of words; the words `crash` and `hang` are fatal, `slow` takes 2 s, `once` only the first time;
     `greedy` and `free` take 600 MiB."""
 
     def __init__(self, folder):
@@ -40,6 +40,8 @@ class Fragile:
             os.kill(os.getpid(), signal.SIGSEGV)
         if word == "hang":
             time.sleep(60)
+        if word == "slow":
+            time.sleep(2)
         if word == "once":
             mark = os.path.join(self.folder, "once")
             if not os.path.exists(mark):
