@@ -1,6 +1,7 @@
 """What folders are taken for: invariants over names, and the layouts of data sets that people have."""
 
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -145,6 +146,22 @@ def test_a_test_set_is_never_trained_on(tmp_path, train, test):
 def test_what_cannot_be_told_is_refused_by_name(tmp_path, names, message):
     with pytest.raises(UserError, match=message):
         read(make(tmp_path, *images_in(*names)))
+
+
+def test_a_data_set_whose_own_name_speaks_of_a_split_is_read_when_it_is_named_itself(tmp_path):
+    """CNNDetection's CNN_synth_testset/biggan/0_real: what the message says to do is done."""
+    folder = make(tmp_path, *images_in("CNN/CNN_synth_testset/biggan/0_real", "CNN/CNN_synth_testset/biggan/1_fake"))
+    with pytest.raises(UserError, match="is no split that is known") as caught:
+        read(folder)
+    place = re.search(r"give --data (\S+) alone", str(caught.value))[1]
+    assert place == f"{folder}/CNN/CNN_synth_testset"
+    assert {row["source"] for row in read(place)} == {"biggan"}
+
+
+def test_contradicting_splits_are_not_settled_by_another_root(tmp_path):
+    with pytest.raises(UserError, match="contradict each other") as caught:
+        read(make(tmp_path, *images_in("train/val/Real", "train/val/Fake")))
+    assert "--data" not in str(caught.value)
 
 
 def test_a_table_settles_what_folders_leave_open(tmp_path):
