@@ -83,7 +83,7 @@ def read_labelled(
     given = None
     if labels is not None:
         given = list_images(labels, shared_storage=shared_storage).table
-        table = _override(table, given)
+        table = _override(table, given, quiet=quiet)
     _refuse_odd(readings, keys, table, given, data)
     if group_regex is not None:
         table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
@@ -140,11 +140,14 @@ def _set(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
     return table.set_column(position, schema.MANIFEST.field(name), pa.array(values, pa.string()))
 
 
-def _override(table: pa.Table, given: pa.Table) -> pa.Table:
+def _override(table: pa.Table, given: pa.Table, *, quiet: bool) -> pa.Table:
     position = {uri: index for index, uri in enumerate(given["uri"].to_pylist())}
     found = [position.get(uri) for uri in table["uri"].to_pylist()]
     if not any(index is not None for index in found):
         raise UserError("labels must name images of the data: no uri is in both; give absolute paths or URIs.")
+    others = given["uri"].filter(pc.invert(pc.is_in(given["uri"], value_set=table["uri"].combine_chunks())))
+    if len(others) and not quiet:
+        say(f"{len(others):,} of {len(given):,} rows of --labels name no image of the data, such as {others[0]}")
     for name in ("label", "split", "source", "group"):
         new, old = given[name].to_pylist(), table[name].to_pylist()
         both = zip(old, found, strict=True)

@@ -178,6 +178,16 @@ def test_a_table_settles_what_folders_leave_open(tmp_path):
     assert rows == {u: (of, spelled[s]) for u, of, s in zip(uris, table["label"].to_pylist(), split, strict=True)}
 
 
+def test_labels_that_name_no_image_are_counted(tmp_path, capsys):
+    """A misspelled row would leave an image its folder's label without a word."""
+    folder = make(tmp_path / "d", *images_in("train/real", "train/fake", "val/real", "val/fake", number=2))
+    (tmp_path / "l.csv").write_text("uri,label\nd/train/real/0.png,fake\nd/train/rael/1.png,fake\n")
+    config = TrainConfig(data=folder, labels=str(tmp_path / "l.csv"), output="o")
+    assert manifest.count(labels.labelled(config).table)["train"] == {"real": 1, "fake": 3}
+    said = capsys.readouterr().err
+    assert f"1 of 2 rows of --labels name no image of the data, such as {tmp_path}/d/train/rael/1.png" in said
+
+
 def test_what_was_taken_for_what_is_said_once(tmp_path, capsys):
     folder = make(
         tmp_path, *images_in("training/nature", "training/ai/sdv4", "testing/nature", "testing/ai/midjourney")
