@@ -25,6 +25,8 @@ import numpy as np
 from deepfake_ray import memory_limit
 
 SECONDS_BETWEEN_LOOKS = 1.0
+START_TIMEOUT_S = 600.0
+"""For making the worker: a model may come from afar. Libraries that get too little memory may never end loading."""
 MAX_UNEXPLAINED_DEATHS = 3
 """In one call, with no item to suspect, or in a row while starting."""
 _NO_ITEM = -1.0
@@ -68,7 +70,7 @@ class Items:
 
 
 class WorkerDiedError(RuntimeError):
-    """The process died repeatedly while it was at no item."""
+    """The process died repeatedly while it was at no item, or did not start in time."""
 
 
 class Isolated:
@@ -113,9 +115,12 @@ class Isolated:
         theirs.close()
         try:
             self._connection.send((self._worker, self._argument, self._decoder_bytes))
-            self._result()
+            self._result(within_s=START_TIMEOUT_S)
         except (EOFError, ConnectionError):
             return False
+        except WorkerDiedError:
+            self._end()
+            raise
         return True
 
     def __call__(self, work: Any) -> Any:
@@ -146,8 +151,11 @@ class Isolated:
             suspects.add(item)
             self._start()
 
-    def _result(self, *, watch: bool = False) -> Any:
+    def _result(self, *, watch: bool = False, within_s: float = float("inf")) -> Any:
+        began = time.monotonic()
         while not self._connection.poll(SECONDS_BETWEEN_LOOKS):
+            if time.monotonic() - began >= within_s:
+                raise WorkerDiedError(f"{self._worker} did not start within {within_s:g} s")
             if watch and self._in_flight.seconds() >= self._timeout_s:
                 raise EOFError
         succeeded, value = self._connection.recv()

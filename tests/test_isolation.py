@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from deepfake_ray import isolation
 from deepfake_ray.isolation import Isolated, WorkerDiedError
 
 
@@ -79,6 +80,13 @@ def test_two_deaths_while_starting_are_outlived_and_three_are_not(tmp_path):
     (tmp_path / "deaths while starting").write_text("3")
     with pytest.raises(WorkerDiedError, match="died 3 times while starting, the last time of SIGKILL"):
         Isolated("workers:Fragile", str(tmp_path))
+
+
+def test_a_start_that_hangs_ends(tmp_path, monkeypatch):
+    """OpenBLAS tries for ever where address space is short (`ulimit -v 400000`)."""
+    monkeypatch.setattr(isolation, "START_TIMEOUT_S", 1.0)
+    with pytest.raises(WorkerDiedError, match="did not start within 1 s"):
+        Isolated("workers:Fragile", "hang")
 
 
 def test_memory_is_limited_for_items_and_not_for_what_is_no_decoders(tmp_path):

@@ -14,6 +14,8 @@ class Fragile:
     def __init__(self, folder):
         if folder == "refuse":
             raise ValueError("no such folder")
+        if folder == "hang":
+            time.sleep(60)
         starts = os.path.join(folder, "deaths while starting")
         if os.path.exists(starts):
             with open(starts) as file:
