@@ -23,8 +23,9 @@ def held_out(
     """The images to evaluate on, and a line that says which these are.
 
     All of them, where none is among those that the model was trained or tuned on: then `split` is null. Where some
-    are, the test split of the training: the same hash over the same groups, less what it was trained on. Where nobody
-    knows what it was trained on, the tenth that a training on this place would have left for testing.
+    are, the test split of the training: the same hash over the same groups, less what it was trained on; where the
+    training had its splits from a table or from folders and not from that hash, all that it was not trained on. Where
+    nobody knows what it was trained on, the tenth that a training on this place would have left for testing.
 
     Args:
         images: labelled, their splits made by hash.
@@ -57,13 +58,26 @@ def held_out(
         grouped = f", with its --group-regex {regex!r}" if regex else ""
     by_uri = pc.any(pc.is_in(images.table["uri"], value_set=trained["uri"].combine_chunks())).as_py()
     root = provenance.get("data", {}).get("place", place) if by_uri else place
-    images = split_as(images, root, regex)
-    chosen = _test_split(images, seen)
+    as_hashed = split_as(images, root, regex)
+    if pc.any(pc.equal(as_hashed.table["split"].filter(pa.array(seen)), schema.TEST)).as_py():
+        chosen = _test_split(_all_in_test(images), seen)
+        return chosen, (
+            f"evaluating {len(chosen.table):,} of {number:,} images, all that the model was not trained or tuned on: "
+            f"{place} has no split folders, and the training had its splits from elsewhere; --split all evaluates all "
+            "of them"
+        )
+    chosen = _test_split(as_hashed, seen)
     return chosen, (
         f"evaluating {len(chosen.table):,} of {number:,} images, the test split that training made{grouped}: "
         f"{place} has no split folders, and the model was trained or tuned on {seen.sum():,} of its images; "
         "--split all evaluates all of them"
     )
+
+
+def _all_in_test(images: Labelled) -> Labelled:
+    position, field = images.table.column_names.index("split"), schema.MANIFEST.field("split")
+    table = images.table.set_column(position, field, pa.array([schema.TEST] * len(images.table)))
+    return replace(images, table=table)
 
 
 def _test_split(images: Labelled, seen: NDArray[np.bool_]) -> Labelled:

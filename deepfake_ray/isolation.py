@@ -25,6 +25,8 @@ import numpy as np
 from deepfake_ray import memory_limit
 
 SECONDS_BETWEEN_LOOKS = 1.0
+START_TIMEOUT_S = 600.0
+"""For making the worker: a model may come from afar. Libraries that get too little memory may never end loading."""
 MAX_UNEXPLAINED_DEATHS = 3
 """In one call, with no item to suspect, or in a row while starting."""
 _NO_ITEM = -1.0
@@ -68,7 +70,7 @@ class Items:
 
 
 class WorkerDiedError(RuntimeError):
-    """The process died repeatedly while it was at no item."""
+    """The process died repeatedly while it was at no item, or did not start in time."""
 
 
 class Isolated:
@@ -90,6 +92,7 @@ class Isolated:
         self._timeout_s = timeout_s
         self._memory = os.memfd_create("items")
         self._in_flight = _InFlight(self._memory)
+        self._awaits_answer = False
         self._start()
 
     def _start(self) -> None:
@@ -112,18 +115,26 @@ class Isolated:
         theirs.close()
         try:
             self._connection.send((self._worker, self._argument, self._decoder_bytes))
-            self._result()
+            self._result(within_s=START_TIMEOUT_S)
         except (EOFError, ConnectionError):
             return False
+        except WorkerDiedError:
+            self._end()
+            raise
         return True
 
     def __call__(self, work: Any) -> Any:
         """The worker's result for `work`."""
+        if self._awaits_answer:
+            # An interrupt or a death ended the last call: what the process would say next is of that call's work.
+            self._end()
+            self._start()
         suspects: set[int | None] = set()
         given_up: dict[int, str] = {}
         deaths = 0
         while True:
             try:
+                self._awaits_answer = True
                 self._connection.send((work, given_up))
                 return self._result(watch=True)
             except (EOFError, ConnectionError):
@@ -140,11 +151,15 @@ class Isolated:
             suspects.add(item)
             self._start()
 
-    def _result(self, *, watch: bool = False) -> Any:
+    def _result(self, *, watch: bool = False, within_s: float = float("inf")) -> Any:
+        began = time.monotonic()
         while not self._connection.poll(SECONDS_BETWEEN_LOOKS):
+            if time.monotonic() - began >= within_s:
+                raise WorkerDiedError(f"{self._worker} did not start within {within_s:g} s")
             if watch and self._in_flight.seconds() >= self._timeout_s:
                 raise EOFError
         succeeded, value = self._connection.recv()
+        self._awaits_answer = False
         if not succeeded:
             raise value
         return value

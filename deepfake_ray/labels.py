@@ -83,8 +83,8 @@ def read_labelled(
     given = None
     if labels is not None:
         given = list_images(labels, shared_storage=shared_storage).table
-        table = _override(table, given)
-    _refuse_odd(readings, keys, table, given)
+        table = _override(table, given, quiet=quiet)
+    _refuse_odd(readings, keys, table, given, data)
     if group_regex is not None:
         table = _set(table, "group", _groups(table["uri"].to_pylist(), group_regex))
     _require_labels(table, data, keys)
@@ -140,11 +140,14 @@ def _set(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
     return table.set_column(position, schema.MANIFEST.field(name), pa.array(values, pa.string()))
 
 
-def _override(table: pa.Table, given: pa.Table) -> pa.Table:
+def _override(table: pa.Table, given: pa.Table, *, quiet: bool) -> pa.Table:
     position = {uri: index for index, uri in enumerate(given["uri"].to_pylist())}
     found = [position.get(uri) for uri in table["uri"].to_pylist()]
     if not any(index is not None for index in found):
         raise UserError("labels must name images of the data: no uri is in both; give absolute paths or URIs.")
+    others = given["uri"].filter(pc.invert(pc.is_in(given["uri"], value_set=table["uri"].combine_chunks())))
+    if len(others) and not quiet:
+        say(f"{len(others):,} of {len(given):,} rows of --labels name no image of the data, such as {others[0]}")
     for name in ("label", "split", "source", "group"):
         new, old = given[name].to_pylist(), table[name].to_pylist()
         both = zip(old, found, strict=True)
@@ -153,7 +156,7 @@ def _override(table: pa.Table, given: pa.Table) -> pa.Table:
 
 
 def _refuse_odd(
-    readings: Iterable[folders.Reading], keys: Sequence[str], table: pa.Table, given: pa.Table | None
+    readings: Iterable[folders.Reading], keys: Sequence[str], table: pa.Table, given: pa.Table | None, data: str
 ) -> None:
     """Folders that speak of a class or a split, but do not say which; a table that says it settles it."""
     settled: dict[str, set[str]] = {"label": set(), "split": set()}
@@ -161,18 +164,32 @@ def _refuse_odd(
         for name, uris in settled.items():
             uris.update(given.filter(given[name].is_valid())["uri"].to_pylist())
     odd: dict[str, Counter[str]] = {"label": Counter(), "split": Counter()}
+    below = ""
     for reading, key, uri in zip(readings, keys, table["uri"].to_pylist(), strict=False):
         for name, why in (("label", reading.odd_label), ("split", reading.odd_split)):
             if why and uri not in settled[name]:
                 odd[name][f"{why} in {os.path.dirname(key)}"] += 1
+                below = below or _below_odd(data, os.path.dirname(key))
     for name, word in (("label", "class"), ("split", "split")):
         if odd[name]:
             known = ", ".join(sorted(SPLIT_NAMES if name == "split" else REAL_NAMES | FAKE_NAMES))
             found = "; ".join(f"{why} ({number:,} images)" for why, number in odd[name].most_common(EXAMPLES))
             raise UserError(
                 f"A folder's name must say plainly which {word} its images are of: {found}. Known are {known}, in any "
-                f"letter case. Rename the folder, or give --labels TABLE with a column {name} for its images."
+                f"letter case. Rename the folder{below if name == 'split' else ''}, or give --labels TABLE with a "
+                f"column {name} for its images."
             )
+
+
+def _below_odd(data: str, path: str) -> str:
+    """The remedy for a whole data set whose own name speaks of a split, as in `CNN_synth_testset/biggan/0_real`."""
+    names = path.split("/")
+    if not is_inventory(data):
+        for number, name in enumerate(names, 1):
+            if folders.read(name).odd_split:
+                place = storage.join(data, *names[:number])
+                return f", give --data {place} alone (names count from below --data on)"
+    return ""
 
 
 def group_pattern(group_regex: str) -> re.Pattern[str]:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from deepfake_ray.errors import UserError
+from deepfake_ray.progress import say
 
 EXAMPLES = 3
 _SECOND_KEY = "fedcba9876543210"
@@ -46,6 +47,7 @@ class Distinct:
         self._codes: dict[str | None, int] = {None: _UNKNOWN}
         self.num_repeated = 0
         self._num_differing = 0
+        self._num_late = 0
         self._examples: list[str] = []
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -61,6 +63,7 @@ class Distinct:
         columns = {name: suspects[name].to_pylist() for name in _CHECKED}
         keep = np.ones(len(rows), bool)
         for i, (row, place) in enumerate(zip(chosen, position[chosen], strict=True)):
+            is_again = bool(self._seen[place])
             if not self._seen[place]:
                 self._seen[place], self._second[place] = True, second[i]
             elif self._second[place] == second[i]:
@@ -68,10 +71,12 @@ class Distinct:
                 self.num_repeated += 1
             else:
                 continue  # another URI
-            self._check(place, {name: columns[name][i] for name in _CHECKED}, suspects["uri"], i)
+            self._check(place, {name: columns[name][i] for name in _CHECKED}, suspects["uri"], i, is_again=is_again)
         return rows.filter(pa.array(keep))
 
-    def _check(self, place: int, given: dict[str, str | None], uris: pa.ChunkedArray, i: int) -> None:
+    def _check(
+        self, place: int, given: dict[str, str | None], uris: pa.ChunkedArray, i: int, *, is_again: bool
+    ) -> None:
         for name, value in given.items():
             code = self._codes.setdefault(value, len(self._codes))
             known = self._values[name][place]
@@ -81,10 +86,11 @@ class Distinct:
                     first = next(text for text, of in self._codes.items() if of == known)
                     self._examples.append(f"{uris[i].as_py()} ({name} {first} and {value})")
             elif known == _UNKNOWN:
+                self._num_late += is_again and code != _UNKNOWN
                 self._values[name][place] = code
 
     def require_agreement(self) -> None:
-        """To be called after the last row.
+        """To be called after the last row. Says where a label or split is lost with the row that had it.
 
         Raises:
             UserError: a URI came again with another label or split.
@@ -93,4 +99,9 @@ class Distinct:
             raise UserError(
                 f"An image that is named again must have the same label and split: {self._num_differing:,} rows have "
                 f"another, such as {', '.join(self._examples)}; keep one row of each."
+            )
+        if self._num_late:
+            say(
+                f"{self._num_late:,} labels or splits are left out: the first row of their image has none, and it "
+                "counts; name the place that has them first"
             )

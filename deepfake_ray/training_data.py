@@ -82,7 +82,7 @@ def look_at_files(images: Labelled, facts: pa.Table, config: TrainConfig) -> tup
             warnings.append(f"{leaks}: figures on them flatter the model")
     images, kept = without(images, dropped)
     facts = facts.filter(kept)
-    findings = look_at_data(images) if dropped else audit.of_manifest(images.table)
+    findings = _look_at_rest(images, len(dropped)) if dropped else audit.of_manifest(images.table)
     auc = audit.zero_pixel_auc(images.table, facts, config.seed)
     given_up = _given_up(images.table, facts)
     if given_up:
@@ -106,6 +106,16 @@ def look_at_files(images: Labelled, facts: pa.Table, config: TrainConfig) -> tup
             "warnings": findings["warnings"] + warnings,
         },
     )
+
+
+def _look_at_rest(images: Labelled, num_dropped: int) -> dict[str, Any]:
+    try:
+        return look_at_data(images)
+    except UserError as error:
+        raise UserError(
+            f"What --leaks drop leaves must be enough to train on, and without {num_dropped:,} files that are in two "
+            f"splits or classes it is not; remove copies from test, or add images. {error}"
+        ) from error
 
 
 def as_before(images: Labelled, findings: dict[str, Any]) -> tuple[Labelled, dict[str, Any]]:

@@ -155,7 +155,7 @@ def test_allowed_leaks_are_warned_of():
 def test_a_class_that_was_dropped_whole_is_missed():
     rows = table([(of, split, None, None) for split in schema.SPLITS for of in schema.CLASSES])
     files = facts([{"sha256": name, "format": "png"} for name in "abcded"])  # validation's fake is test's fake
-    with pytest.raises(UserError, match="both classes in validation: it has 1 real and 0 fake"):
+    with pytest.raises(UserError, match="1 files .* copies from test.*both classes in validation: it has 1 real and 0"):
         training_data.look_at_files(Labelled(rows), files, configured(leaks="drop"))
 
 

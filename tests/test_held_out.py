@@ -137,6 +137,19 @@ def test_the_test_split_is_the_same_above_and_below_the_training_data(tmp_path, 
         assert uris_of(chosen).isdisjoint(trained["uri"].to_pylist())
 
 
+def test_splits_of_a_table_are_not_taken_for_those_of_the_hash(photos, tmp_path):
+    """A tenth of the table's test split was evaluated, under the name of the test split that training made."""
+    rows = [f"photos/{of}/{i}.png,{'train' if i < 90 else 'val' if i < 110 else 'test'}" for of in ("Real", "Fake")
+            for i in range(150)]  # fmt: skip
+    (tmp_path / "splits.csv").write_text("uri,split\n" + "\n".join(rows))
+    images = read(photos, labels=str(tmp_path / "splits.csv"))
+    chosen, line = held_out(read(photos), trained_on(images), {}, never)
+    assert uris_of(chosen) == uris_of(images, "test")
+    assert len(chosen.table) == 80
+    assert chosen.table["split"].unique().to_pylist() == ["test"]
+    assert "evaluating 80 of 300 images, all that the model was not trained or tuned on" in line
+
+
 def test_a_model_that_does_not_say_what_it_was_trained_on(photos):
     images = read(photos)
     chosen, line = held_out(images, None, {}, never)

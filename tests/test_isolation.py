@@ -1,8 +1,10 @@
 import os
+import signal
 import time
 
 import pytest
 
+from deepfake_ray import isolation
 from deepfake_ray.isolation import Isolated, WorkerDiedError
 
 
@@ -49,6 +51,27 @@ def test_deaths_without_a_suspect_end(fragile):
         fragile(["die"])
 
 
+def test_an_interrupted_call_does_not_answer_the_next_one(tmp_path):
+    """Ray's cancelling of a task raises KeyboardInterrupt in it, and the next task may ask the same process."""
+    worker = Isolated("workers:Fragile", str(tmp_path))
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            worker(["slow"])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert worker(["a"]) == ["A"]
+    worker.close()
+
+
+def test_after_an_end_without_a_suspect_the_next_call_begins_anew(fragile):
+    with pytest.raises(WorkerDiedError):
+        fragile(["die"])
+    assert fragile(["a"]) == ["A"]
+
+
 def test_two_deaths_while_starting_are_outlived_and_three_are_not(tmp_path):
     (tmp_path / "deaths while starting").write_text("2")
     worker = Isolated("workers:Fragile", str(tmp_path))
@@ -57,6 +80,13 @@ def test_two_deaths_while_starting_are_outlived_and_three_are_not(tmp_path):
     (tmp_path / "deaths while starting").write_text("3")
     with pytest.raises(WorkerDiedError, match="died 3 times while starting, the last time of SIGKILL"):
         Isolated("workers:Fragile", str(tmp_path))
+
+
+def test_a_start_that_hangs_ends(tmp_path, monkeypatch):
+    """OpenBLAS tries for ever where address space is short (`ulimit -v 400000`)."""
+    monkeypatch.setattr(isolation, "START_TIMEOUT_S", 1.0)
+    with pytest.raises(WorkerDiedError, match="did not start within 1 s"):
+        Isolated("workers:Fragile", "hang")
 
 
 def test_memory_is_limited_for_items_and_not_for_what_is_no_decoders(tmp_path):

@@ -1,6 +1,7 @@
 """What folders are taken for: invariants over names, and the layouts of data sets that people have."""
 
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,6 +148,22 @@ def test_what_cannot_be_told_is_refused_by_name(tmp_path, names, message):
         read(make(tmp_path, *images_in(*names)))
 
 
+def test_a_data_set_whose_own_name_speaks_of_a_split_is_read_when_it_is_named_itself(tmp_path):
+    """CNNDetection's CNN_synth_testset/biggan/0_real: what the message says to do is done."""
+    folder = make(tmp_path, *images_in("CNN/CNN_synth_testset/biggan/0_real", "CNN/CNN_synth_testset/biggan/1_fake"))
+    with pytest.raises(UserError, match="is no split that is known") as caught:
+        read(folder)
+    place = re.search(r"give --data (\S+) alone", str(caught.value))[1]
+    assert place == f"{folder}/CNN/CNN_synth_testset"
+    assert {row["source"] for row in read(place)} == {"biggan"}
+
+
+def test_contradicting_splits_are_not_settled_by_another_root(tmp_path):
+    with pytest.raises(UserError, match="contradict each other") as caught:
+        read(make(tmp_path, *images_in("train/val/Real", "train/val/Fake")))
+    assert "--data" not in str(caught.value)
+
+
 def test_a_table_settles_what_folders_leave_open(tmp_path):
     folder = make(tmp_path / "d", *images_in("fold_1/real", "fold_2/Original/Fake"))
     uris = [f"{folder}/{name}" for name in images_in("fold_1/real", "fold_2/Original/Fake")]
@@ -159,6 +176,16 @@ def test_a_table_settles_what_folders_leave_open(tmp_path):
     rows = {row["uri"]: (row["label"], row["split"]) for row in read(folder, labels=str(tmp_path / "both.parquet"))}
     spelled = {"train": "train", "val": "validation", "test": "test"}
     assert rows == {u: (of, spelled[s]) for u, of, s in zip(uris, table["label"].to_pylist(), split, strict=True)}
+
+
+def test_labels_that_name_no_image_are_counted(tmp_path, capsys):
+    """A misspelled row would leave an image its folder's label without a word."""
+    folder = make(tmp_path / "d", *images_in("train/real", "train/fake", "val/real", "val/fake", number=2))
+    (tmp_path / "l.csv").write_text("uri,label\nd/train/real/0.png,fake\nd/train/rael/1.png,fake\n")
+    config = TrainConfig(data=folder, labels=str(tmp_path / "l.csv"), output="o")
+    assert manifest.count(labels.labelled(config).table)["train"] == {"real": 1, "fake": 3}
+    said = capsys.readouterr().err
+    assert f"1 of 2 rows of --labels name no image of the data, such as {tmp_path}/d/train/rael/1.png" in said
 
 
 def test_what_was_taken_for_what_is_said_once(tmp_path, capsys):

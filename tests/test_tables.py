@@ -294,3 +294,15 @@ def test_advice_for_a_table_of_images_works(tmp_path, renamed, name):
         (f"images/{i}", of) for i, of in enumerate(["real", "fake", "fake", "real"])
     ]
     assert (tmp_path / "images" / "2").read_bytes() == b"\2\2\2"
+
+
+@pytest.mark.parametrize("table_first", [True, False])
+def test_a_label_that_comes_too_late_is_not_lost_without_a_word(tmp_path, capsys, table_first):
+    """`score.py --images FOLDER TABLE`: the first row of an image stays, and a folder's has no label."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.jpg").write_bytes(b"")
+    (tmp_path / "t.csv").write_text("uri,label\nd/a.jpg,fake\n")
+    places = [str(tmp_path / "t.csv"), str(tmp_path / "d")]
+    found = manifest.of_pages(manifest.pages_of(places if table_first else places[::-1]))
+    assert found.table["label"].to_pylist() == ["fake" if table_first else None]
+    assert ("1 labels or splits are left out" in capsys.readouterr().err) != table_first

@@ -8,12 +8,14 @@ from deepfake_ray import memory_limit
 
 
 class Fragile:
-    """Works on lists of words; the words `crash` and `hang` are fatal, `once` only the first time;
+    """Works on lists of words; the words `crash` and `hang` are fatal, `slow` takes 2 s, `once` only the first time;
     `greedy` and `free` take 600 MiB."""
 
     def __init__(self, folder):
         if folder == "refuse":
             raise ValueError("no such folder")
+        if folder == "hang":
+            time.sleep(60)
         starts = os.path.join(folder, "deaths while starting")
         if os.path.exists(starts):
             with open(starts) as file:
@@ -40,6 +42,8 @@ class Fragile:
             os.kill(os.getpid(), signal.SIGSEGV)
         if word == "hang":
             time.sleep(60)
+        if word == "slow":
+            time.sleep(2)
         if word == "once":
             mark = os.path.join(self.folder, "once")
             if not os.path.exists(mark):
