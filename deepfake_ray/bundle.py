@@ -278,7 +278,7 @@ def _meaning(spec: Spec) -> str:
 def _card(spec: Spec, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
     validation = spec.provenance.get("validation", {})
     data = spec.provenance.get("data", {})
-    figures = "\n".join(f"| {key} | {value:.4f} |" for key, value in validation.items())
+    figures = "\n".join(f"| {key} | {_with_interval(value, None)} |" for key, value in validation.items())
     thresholds = "\n".join(
         f"| {name} | {at.p_fake:.6g} | {at.logit:.6g} | {_count(at.num_real)} | {_count(at.num_fake)} |"
         for name, at in spec.thresholds.items()
