@@ -23,6 +23,7 @@ from deepfake_ray.scores import (
     LOWEST,
     Threshold,
     called_fake,
+    in_digits,
     logit_of,
     p_fake_of,
     require_same_precision,
@@ -220,6 +221,18 @@ def test_scores_that_are_no_numbers_are_refused(logit):
     with pytest.raises(UserError, match="scores must be finite: 1 of /p are not, such as that of /c"):
         evaluation._scored(rows, "/p")
     assert evaluation._scored(rows[:2], "/p")["uri"].to_pylist() == ["/a"]
+
+
+@pytest.mark.parametrize(
+    ("p_fake", "text"),
+    [
+        (0.0, "0"), (1.85e-06, "1.85e-06"), (0.50641234, "0.5064"), (0.5, "0.5"), (0.9, "0.9"),
+        (0.999984321, "0.99998432"),
+        (1 - 2.0**-53, "0.9999999999999998890"), (1.0, "1"),
+    ],
+)  # fmt: skip
+def test_a_threshold_below_1_is_not_shown_as_1(p_fake, text):
+    assert in_digits(p_fake) == text.rstrip("0" if "." in text else "")
 
 
 def test_thresholds_travel_through_json():
