@@ -78,7 +78,7 @@ def _of_comparison(result: Mapping[str, Any]) -> Iterator[str]:
     found = result.get("comparison")
     if found is None:
         return
-    yield f"beside model {found['model_id']}, on the {found['num_images']:,} images of both:"
+    yield f"beside model {found['model_id']}, on the {found['num_images']:,} images of both, each at its own threshold:"
     rows = [("", "this model", "the other", "difference")]
     for key, name in COMPARED.items():
         difference = found["difference"][key]

@@ -242,7 +242,7 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
     assert counts[0] != counts[1]
     assert other["mcnemar_p"] == pytest.approx(binomtest(counts[0], sum(counts)).pvalue)
     said = capsys.readouterr().out
-    assert f"beside model another, on the {len(rows) - 10} images of both:" in said
+    assert f"beside model another, on the {len(rows) - 10} images of both, each at its own threshold:" in said
     assert f"{of_ours['accuracy'] - of_theirs['accuracy']:+.4f} (" in said
     assert f"right on {counts[0]} images, only the other on {counts[1]}: McNemar" in said
     assert "Beside model" in (tmp_path / "o" / "report.html").read_text()
