@@ -235,7 +235,8 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
     assert other["theirs"] == pytest.approx(of_theirs, abs=1e-6)
     for name, difference in other["difference"].items():
         assert difference["value"] == pytest.approx(of_ours[name] - of_theirs[name], abs=1e-6)
-        assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
+        low, high = difference["interval"] or [difference["value"]] * 2
+        assert low <= difference["value"] <= high
     counts = [int((one & ~another).sum()) for one, another in ((right.values, theirs_right.values),
                                                                (theirs_right.values, right.values))]  # fmt: skip
     assert [other["only_ours_right"], other["only_theirs_right"]] == counts
