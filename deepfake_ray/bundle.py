@@ -17,7 +17,7 @@ from deepfake_ray import storage
 from deepfake_ray.errors import UserError
 from deepfake_ray.preparation import STRETCH, Preparation
 from deepfake_ray.schema import CLASSES, PRECISIONS
-from deepfake_ray.scores import Threshold, threshold_at
+from deepfake_ray.scores import Threshold, in_digits, threshold_at
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, FORMAT_VERSION)
@@ -240,7 +240,7 @@ def _table_of(evaluations: Sequence[Mapping[str, Any]]) -> str:
         f"| {_cell(one['data'])} | {one['split']} | {one['num_scored']:,} | "
         f"{_with_interval(one['roc_auc'], one['roc_auc_interval'])} | "
         f"{_with_interval(one['balanced_accuracy'], one['balanced_accuracy_interval'])} | "
-        f"{one['threshold_name']} ({one['threshold']:.4g}) |"
+        f"{one['threshold_name']} ({in_digits(one['threshold'])}) |"
         for one in sorted(evaluations, key=lambda one: (one["data"], one["split"]))
     ]
     head = (
@@ -278,9 +278,9 @@ def _meaning(spec: Spec) -> str:
 def _card(spec: Spec, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
     validation = spec.provenance.get("validation", {})
     data = spec.provenance.get("data", {})
-    figures = "\n".join(f"| {key} | {value:.4f} |" for key, value in validation.items())
+    figures = "\n".join(f"| {key} | {_with_interval(value, None)} |" for key, value in validation.items())
     thresholds = "\n".join(
-        f"| {name} | {at.p_fake:.6g} | {at.logit:.6g} | {_count(at.num_real)} | {_count(at.num_fake)} |"
+        f"| {name} | {in_digits(at.p_fake, 6)} | {at.logit:.6g} | {_count(at.num_real)} | {_count(at.num_fake)} |"
         for name, at in spec.thresholds.items()
     )
     text = f"""# {spec.arch}: real or fake

@@ -28,9 +28,9 @@ def compare(
     Returns:
         num_images; `ours` and `theirs` (roc_auc, accuracy, balanced_accuracy, recall_real, recall_fake); `difference`,
         ours minus theirs of each of these, and its 95 % interval over paired resamples of the images, or of whole
-        groups (`intervals_by`; those of our predictions); only_ours_right and only_theirs_right (images); mcnemar_p,
-        the exact two-sided p-value of the hypothesis that both err equally often (McNemar 1947), which by group tosses
-        who is better in each whole group (`intervals.sign_test`).
+        groups (`intervals_by`; those of our predictions), None where all resamples have the same; only_ours_right and
+        only_theirs_right (images); mcnemar_p, the exact two-sided p-value of the hypothesis that both err equally often
+        (McNemar 1947), which by group tosses who is better in each whole group (`intervals.sign_test`).
 
     Raises:
         ValueError: they have no image in common, not of both classes, or do not agree on a label.
@@ -63,7 +63,9 @@ def compare(
         "intervals_by": clusters.by,
         "ours": models[0].figures(),
         "theirs": models[1].figures(),
-        "difference": {name: {"value": value, "interval": spread[name]} for name, value in plain.items()},
+        "difference": {
+            name: {"value": value, "interval": intervals.unless_certain(spread[name])} for name, value in plain.items()
+        },
         "only_ours_right": int(np.sum(only_one > 0)),
         "only_theirs_right": int(np.sum(only_one < 0)),
         "mcnemar_p": intervals.sign_test(only_one, clusters),

@@ -40,7 +40,7 @@ from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions
 from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
-from deepfake_ray.scores import Threshold, threshold_of_rows
+from deepfake_ray.scores import Threshold, require_same_precision, threshold_of_rows
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import cause_of, start_ray
 
@@ -78,7 +78,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
         config, run = _join(config, output)
         start_ray()
     rows = read_predictions(output, COLUMNS)
-    scored = rows.filter(pc.equal(rows["status"], schema.OK))
+    scored = _scored(rows, config.predictions or output)
     model = bundle.load_spec(config.model)
     threshold = model.threshold(config.threshold)
     limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
@@ -95,7 +95,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
     result["audit"] = _audit(scored, config, limits)
     result["warnings"] += result["audit"].pop("warnings")
     if config.degrade:
-        result["degradations"] = _degraded(scored, config, output, threshold, lock)
+        result["degradations"] = _degraded(scored, _as_scored(run, config), output, threshold, lock)
     if other is not None:
         result["comparison"] = _comparison(scored, threshold, other, config)
     errors = _mistakes(scored, threshold, config.model, limits)
@@ -147,6 +147,9 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
             f"model must be the one that made the predictions: {config.model} is {model.model_id}, they are by "
             f"{run['model_id']}; give --model."
         )
+    if config.degrade and config.precision != schema.AUTO:
+        where = f"degraded images are scored as the predictions were: {place}"
+        require_same_precision(where, run.get("precision"), config.precision)
     if not config.resume:
         storage.require_new_output(output, resumable=True)
     if config.data:
@@ -182,7 +185,19 @@ def _other_evaluation(place: str) -> tuple[dict[str, Any], pa.Table]:
         rows = read_predictions(place, ["status", "p_fake", *comparison.COLUMNS])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"compare must be the output of jobs/evaluate.py: {place} is not ({error}).") from error
-    return result, rows.filter(pc.equal(rows["status"], schema.OK))
+    return result, _scored(rows, place)
+
+
+def _scored(rows: pa.Table, place: str) -> pa.Table:
+    """The rows that have a score, which earlier versions wrote of broken models, too."""
+    scored = rows.filter(pc.equal(rows["status"], schema.OK))
+    broken = scored.filter(pc.invert(pc.is_finite(scored["logit"])))
+    if len(broken):
+        raise UserError(
+            f"scores must be finite: {len(broken):,} of {place} are not, such as that of {broken['uri'][0]}; their "
+            "model is broken: train again, and score anew."
+        )
+    return scored
 
 
 # --- what is looked at besides the scores
@@ -194,6 +209,15 @@ def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str
     if trained is not None:
         facts = image_facts(scored["uri"], limits)
     return audit.of_evaluation(scored, trained, facts, config.seed)
+
+
+def _as_scored(run: Mapping[str, Any], config: EvaluateConfig) -> EvaluateConfig:
+    """To score more images so that their logits may stand beside those of a run."""
+    computed_in = run.get("precision")
+    if computed_in is None:
+        say("warning: the precision of the scores was not noted: those after degradations may be in another")
+    config = replace(config, crops=run["config"].get("crops", 1))
+    return replace(config, precision=computed_in) if computed_in in (schema.BF16, schema.FP32) else config
 
 
 def _degraded(

@@ -6,6 +6,7 @@ from typing import Any
 from deepfake_ray.calibration import MIN_REALS
 from deepfake_ray.intervals import MIN_CLUSTERS
 from deepfake_ray.schema import CLASSES, FAKE, REAL
+from deepfake_ray.scores import in_digits
 
 ONE_SIDED = 0.98
 """Warn when more than this share of the verdicts is the same, while the labels are not."""
@@ -69,7 +70,7 @@ def _of_split(result: Mapping[str, Any]) -> str:
     known = ", ".join(f"{name} {number(value)}{span(of)}" for name, (value, of) in figures.items() if value is not None)
     return (
         f"{result['split']}: {known}, on {result['num_scored']:,} images ({result['num_real']:,} real, "
-        f"{result['num_fake']:,} fake) at {result['verdict_threshold']} (p_fake >= {at['threshold']:.4g})"
+        f"{result['num_fake']:,} fake) at {result['verdict_threshold']} (p_fake >= {in_digits(at['threshold'])})"
     )
 
 
@@ -77,7 +78,7 @@ def _of_comparison(result: Mapping[str, Any]) -> Iterator[str]:
     found = result.get("comparison")
     if found is None:
         return
-    yield f"beside model {found['model_id']}, on the {found['num_images']:,} images of both:"
+    yield f"beside model {found['model_id']}, on the {found['num_images']:,} images of both, each at its own threshold:"
     rows = [("", "this model", "the other", "difference")]
     for key, name in COMPARED.items():
         difference = found["difference"][key]

@@ -1,6 +1,7 @@
 """Numbers and predictions -> figures (PNG). Knows neither Ray nor torch."""
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from sklearn import metrics as sk
 from deepfake_ray.degradations import BLUR, DEGRADATIONS, JPEG, OTHER
 from deepfake_ray.ranking import ECE_BINS
 from deepfake_ray.schema import CLASSES, FAKE, REAL
-from deepfake_ray.scores import p_fake_of
+from deepfake_ray.scores import in_digits, p_fake_of
 
 REAL_COLOUR, FAKE_COLOUR, NEUTRAL = "#2a78b5", "#c8553d", "#666666"
 DPI = 120
@@ -109,14 +110,18 @@ def precision_recall_curve(labels: NDArray[np.int64], scores: NDArray[np.float32
     return _png(figure)
 
 
+STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))
+"""Of lines: as many as a bundle has thresholds, and one that was given."""
+
+
 def score_histogram(labels: NDArray[np.int64], p_fake: NDArray[np.float64], thresholds: Mapping[str, float]) -> bytes:
     """p_fake of the real and of the fake images, and where the thresholds lie."""
     figure, axes = _axes("Scores", "p_fake", "images")
     bins = np.linspace(0, 1, 41)
     for index, colour in ((REAL, REAL_COLOUR), (FAKE, FAKE_COLOUR)):
         axes.hist(p_fake[labels == index], bins=bins, color=colour, alpha=0.55, label=CLASSES[index])
-    for (name, value), style in zip(thresholds.items(), ("-", "--", "-.", ":"), strict=False):
-        axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {value:.3g}")
+    for (name, value), style in zip(thresholds.items(), itertools.cycle(STYLES)):
+        axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {in_digits(value, 3)}")
     axes.set_xlim(0, 1)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)  # over the axes it hides thresholds
     return _png(figure)
@@ -190,7 +195,7 @@ def of_evaluation(
         temperature: of the bundle.
     """
     called = result["thresholds"][result["verdict_threshold"]]
-    title = f"Confusion matrix at p_fake >= {called['threshold']:.4g} ({result['verdict_threshold']})"
+    title = f"Confusion matrix at p_fake >= {in_digits(called['threshold'])} ({result['verdict_threshold']})"
     drawn = {"confusion_matrix": confusion_matrix(called["confusion_matrix"], title)}
     if result["roc_auc"] is not None:
         drawn["roc"] = roc_curve(labels, logits, result["roc_auc"])

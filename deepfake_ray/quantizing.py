@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deepfake_ray import bundle, fingerprints, schema, storage, summaries
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.evaluation_text import number
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
@@ -77,7 +78,7 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
     lock.mark_finished()
     before, after = spec.provenance.get("validation", {}), quantised.provenance["validation"]
     for name in ("roc_auc", "balanced_accuracy"):
-        show(f"validation {name}: {after[name]:.4f}, before {before.get(name, float('nan')):.4f}")
+        show(f"validation {name}: {number(after[name])}, before {number(before.get(name))}")
     show(f"  model  {place}")
     return quantised
 

@@ -11,6 +11,7 @@ import jinja2
 from deepfake_ray import evaluation_text
 from deepfake_ray.mistakes import Mistake
 from deepfake_ray.schema import CLASSES
+from deepfake_ray.scores import in_digits
 
 
 def html(
@@ -37,6 +38,7 @@ def html(
         pictures=pictures,
         embed=lambda data: base64.b64encode(data).decode(),
         number=evaluation_text.number,
+        in_digits=in_digits,
         percent=evaluation_text.percent,
         brackets=evaluation_text.percent_brackets,
         compared=evaluation_text.COMPARED,

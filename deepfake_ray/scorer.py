@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from deepfake_ray import bundle, manifest, schema, storage
 from deepfake_ray.allocator import keep_freed_memory
-from deepfake_ray.errors import OF_THE_STORAGE
+from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.images import Limits, Pixels
 from deepfake_ray.isolation import Items
 from deepfake_ray.known import Known
 from deepfake_ray.loading import Loaded, Loader, given_up
 from deepfake_ray.memory_limit import lifted
 from deepfake_ray.preparation import spread
-from deepfake_ray.scores import Threshold, called_fake, p_fake_of
+from deepfake_ray.scores import HIGHEST, Threshold, called_fake, p_fake_of
 from deepfake_ray.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -244,6 +244,11 @@ class _Forward:
         known = np.array([np.nan if image.logit is None else image.logit for image in work.images], np.float32)
         logits = np.repeat(known[:, None], max(1, len(self._spec.degradations)), axis=1)
         for place, logit in scored.items():
+            if not abs(logit) < HIGHEST:  # NaN, too: a comparison would call it real
+                raise JobError(
+                    f"the model gives {logit} for {work.rows['uri'][place[0]]}, which is no score: its weights are "
+                    "broken, train again, or use another model"
+                )
             logits[place] = logit
         table = predictions(work.rows, work.images, logits, self._predictor.spec, self._spec)
         with storage.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:

@@ -52,6 +52,17 @@ def p_fake_of(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
         return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64) / temperature))
 
 
+def in_digits(p_fake: float, digits: int = 4) -> str:
+    """For people: with so many significant digits of how far it is from the nearer of 0 and 1.
+
+    `.4g` would show .99998 as 1, which calls nothing fake.
+    """
+    doubt = 1 - p_fake
+    if not 0 < doubt < 0.5:
+        return f"{p_fake:.{digits}g}"
+    return f"{p_fake:.{digits - 1 - math.floor(math.log10(doubt))}f}".rstrip("0")
+
+
 def logit_of(p_fake: float, temperature: float) -> float:
     """The float32 logit that has this p_fake; for 0 and 1, the least and the greatest there is.
 

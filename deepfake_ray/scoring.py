@@ -29,7 +29,7 @@ from deepfake_ray.preparation import CROP, Preparation
 from deepfake_ray.progress import Progress, duration, say, show
 from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scorer import Report, ScorerSpec
-from deepfake_ray.scores import Threshold, require_same_precision
+from deepfake_ray.scores import Threshold, in_digits, require_same_precision
 from deepfake_ray.session import Patience, check_places
 from deepfake_ray.tally import Tally
 
@@ -182,7 +182,7 @@ def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) ->
     rate = f" at {run['images_per_s']:,.0f} images/s" if left_any and run["images_per_s"] else ""
     show(
         f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
-        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {threshold.p_fake:.4g}"
+        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {in_digits(threshold.p_fake)}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
         + (f"; {run['num_errors']:,} errors ({by_code(run['errors_by_code'])})" if run["num_errors"] else "")
     )

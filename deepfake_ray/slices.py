@@ -105,7 +105,7 @@ def _bucket(value: int | None, starts: tuple[int, ...], unit: str) -> str | None
 
 def _by_number(value: str) -> tuple[int, str]:
     """Buckets in the order of their numbers; names by letter."""
-    first = value.removeprefix("under ").split()[0]
-    if not first.isdigit():
+    first, _, _ = value.removeprefix("under ").strip().partition(" ")
+    if not first.isdecimal():  # names may be empty, or of digits that are no numbers, such as a square's
         return 0, value
     return int(first) - value.startswith("under"), value

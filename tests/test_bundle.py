@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_ray import bundle, models, schema
+from deepfake_ray import bundle, calibration, models, schema
 from deepfake_ray.errors import UserError
 from deepfake_ray.inference import Predictor
 from deepfake_ray.preparation import Preparation
@@ -110,6 +110,14 @@ def test_card_says_what_the_model_is(saved):
     card = open(f"{place}/MODEL_CARD.md").read()
     assert spec.model_id in card
     assert "| roc_auc | 0.7500 |" in card
+
+
+def test_undefined_figures_are_dashes_on_the_card(saved, tmp_path):
+    """As of a validation split of which the images of one class alone could be read."""
+    spec, arrays = bundle.load(saved[0])
+    tuned = calibration.tune([schema.FAKE, schema.FAKE], np.float32([1, 2]))
+    bundle.save(str(tmp_path), replace(spec, provenance={"validation": tuned.figures}), arrays)
+    assert "| roc_auc | – |" in card_of(tmp_path)
 
 
 def test_bundles_of_format_1_are_read(tmp_path):

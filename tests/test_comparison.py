@@ -51,7 +51,15 @@ def test_differences_are_those_of_the_images_in_both():
     assert 0 < low < expected < high
     assert found["theirs"]["accuracy"] == pytest.approx(np.mean((bad[50:] >= 0.4) == y))
     same = comparison.compare(frame(good, labels), frame(good, labels), (HALF, HALF))
-    assert (same["mcnemar_p"], same["difference"]["roc_auc"]) == (1.0, {"value": 0.0, "interval": (0.0, 0.0)})
+    assert (same["mcnemar_p"], same["difference"]["roc_auc"]) == (1.0, {"value": 0.0, "interval": None})
+
+
+def test_models_that_agree_on_a_few_images_are_not_surely_alike():
+    """No resample shows a difference, which says nothing of how large it may be: an interval of no width did."""
+    labels = ["fake"] * 12 + ["real"] * 12
+    ours, theirs = frame([0.9] * 12 + [0.2] * 12, labels), frame([0.7] * 12 + [0.4] * 12, labels)
+    found = comparison.compare(ours, theirs, (HALF, HALF))
+    assert all(of == {"value": 0.0, "interval": None} for of in found["difference"].values())
 
 
 def test_groups_make_intervals_wider():

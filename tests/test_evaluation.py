@@ -235,14 +235,15 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
     assert other["theirs"] == pytest.approx(of_theirs, abs=1e-6)
     for name, difference in other["difference"].items():
         assert difference["value"] == pytest.approx(of_ours[name] - of_theirs[name], abs=1e-6)
-        assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
+        low, high = difference["interval"] or [difference["value"]] * 2
+        assert low <= difference["value"] <= high
     counts = [int((one & ~another).sum()) for one, another in ((right.values, theirs_right.values),
                                                                (theirs_right.values, right.values))]  # fmt: skip
     assert [other["only_ours_right"], other["only_theirs_right"]] == counts
     assert counts[0] != counts[1]
     assert other["mcnemar_p"] == pytest.approx(binomtest(counts[0], sum(counts)).pvalue)
     said = capsys.readouterr().out
-    assert f"beside model another, on the {len(rows) - 10} images of both:" in said
+    assert f"beside model another, on the {len(rows) - 10} images of both, each at its own threshold:" in said
     assert f"{of_ours['accuracy'] - of_theirs['accuracy']:+.4f} (" in said
     assert f"right on {counts[0]} images, only the other on {counts[1]}: McNemar" in said
     assert "Beside model" in (tmp_path / "o" / "report.html").read_text()

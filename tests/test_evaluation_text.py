@@ -121,7 +121,7 @@ def test_the_result_has_the_comparison_and_the_degradations():
     lines = evaluation_text.result_text(result).splitlines()
     assert lines[0].startswith(f"test: ROC AUC {result['roc_auc']:.4f} (")
     assert lines[0].endswith("on 800 images (400 real, 400 fake) at default (p_fake >= 0.5)")
-    assert lines[1] == "beside model beef, on the 800 images of both:"
+    assert lines[1] == "beside model beef, on the 800 images of both, each at its own threshold:"
     of = result["comparison"]["difference"]["accuracy"]
     low, high = of["interval"]
     (accuracy,) = [line for line in lines if line.strip().startswith("accuracy")]

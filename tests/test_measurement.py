@@ -91,6 +91,14 @@ def test_a_label_swap_in_one_source_shows_in_its_slice():
     assert auc["swapped"] < 0.2
 
 
+def test_sources_may_have_any_name():
+    names = ["", " ", "²", "٣ x", "under ", "<b>"]
+    labels, logits = np.tile([schema.REAL, schema.FAKE], 6), np.arange(12, dtype=np.float32)
+    scored = predictions(labels, logits, source=names * 2)
+    found = slices.by_slice(scored, labels, logits, threshold_at(0.5, 1.0), Clusters.of([None] * 12))
+    assert sorted(one["value"] for one in found if one["by"] == "source") == sorted(names)
+
+
 def test_slices_by_hand():
     scored = predictions(
         [0, 0, 0, 1, 1, 1],

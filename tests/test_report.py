@@ -155,3 +155,13 @@ def test_the_verdict_has_the_numbers_that_were_measured(page):
     p_fake = 1 / (1 + np.exp(-logits))
     found = np.mean(p_fake[labels == 1] >= 0.4)
     assert f"{100 * found:.1f} % of the fakes" in page.read_text()
+
+
+def test_every_threshold_is_drawn_the_given_one_too():
+    from unittest.mock import patch
+
+    with patch("matplotlib.axes.Axes.axvline") as line:
+        names = ("default", "balanced", "fpr_1", "fpr_5", "given")
+        figures.score_histogram(np.array([0, 1]), np.array([0.1, 0.9]), dict.fromkeys(names, 0.5))
+    assert [call.kwargs["label"] for call in line.call_args_list] == [f"{name} 0.5" for name in names]
+    assert len({str(call.kwargs["ls"]) for call in line.call_args_list}) == 5

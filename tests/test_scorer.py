@@ -9,8 +9,8 @@ import pytest
 import simplejpeg
 from chunks import jpeg, listed, rows_of, scorer_spec
 
-from deepfake_ray import manifest
-from deepfake_ray.errors import ImageError
+from deepfake_ray import bundle, manifest
+from deepfake_ray.errors import ImageError, JobError
 from deepfake_ray.isolation import Isolated, Items
 from deepfake_ray.scorer import ChunkScorer, chunk_file
 
@@ -29,6 +29,20 @@ def test_the_same_bytes_get_the_same_score_wherever_they_lie(untrained, tmp_path
     assert rows["00.jpg"]["logit"] == rows["20.jpg"]["logit"] == rows["23.jpg"]["logit"]
     assert rows["01.jpg"]["logit"] == rows["21.jpg"]["logit"] != rows["00.jpg"]["logit"]
     assert (rows["03.jpg"]["error_code"], rows["22.jpg"]["error_code"]) == ("not_an_image", "empty")
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, 1e38])
+def test_what_is_no_number_is_no_score(untrained, tmp_path, weight):
+    """NaN is not above a threshold, so that it was called real."""
+    spec, arrays = bundle.load(untrained)
+    last = max(name for name in arrays if name.endswith(".weight"))
+    arrays = {**arrays, last: np.full_like(arrays[last], weight)}
+    bundle.save(str(tmp_path / "broken"), spec, arrays)
+    (chunk,) = listed(tmp_path, {"a.jpg": jpeg(0), "b.jpg": b"no image"})
+    spec = scorer_spec(str(tmp_path / "broken"), tmp_path)
+    with pytest.raises(JobError, match=r"the model gives (nan|-?inf) for \S+a\.jpg, which is no score"):
+        ChunkScorer(spec)(chunk, Items(lambda _: nullcontext()))
+    assert not os.path.exists(chunk_file(spec.chunks, 0))
 
 
 @pytest.fixture
@@ -89,7 +103,7 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     """Against the crops cut and scored by hand."""
     import torch
 
-    from deepfake_ray import bundle, models
+    from deepfake_ray import models
     from deepfake_ray.images import decode
     from deepfake_ray.inference import Predictor
     from deepfake_ray.preparation import CROP, Preparation, spread

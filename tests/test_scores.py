@@ -13,7 +13,8 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from deepfake_ray import bundle, calibration, measurement, metrics, schema, scorer, tables
+from deepfake_ray import bundle, calibration, evaluation, measurement, metrics, schema, scorer, tables
+from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.loading import Loaded
 from deepfake_ray.preparation import Preparation
@@ -22,6 +23,7 @@ from deepfake_ray.scores import (
     LOWEST,
     Threshold,
     called_fake,
+    in_digits,
     logit_of,
     p_fake_of,
     require_same_precision,
@@ -197,6 +199,40 @@ def test_another_precision_is_refused_by_name(before, now, remedy):
     with pytest.raises(UserError, match=rf"somewhere: precision .*{remedy}"):
         require_same_precision("somewhere", before, now)
     require_same_precision("somewhere", now, now)
+
+
+@pytest.mark.parametrize(
+    ("computed_in", "asked", "then"),
+    [("fp32", "auto", "fp32"), ("bf16", "auto", "bf16"), ("int8", "auto", "auto"), (None, "fp32", "fp32")],
+)
+def test_degraded_images_are_scored_as_the_others_were(capsys, computed_in, asked, then):
+    """--predictions of fp32, or of crops, were compared with degraded images in what `auto` came to, or of one crop."""
+    run = {"config": {"crops": 3}} | ({} if computed_in is None else {"precision": computed_in})
+    config = EvaluateConfig(predictions="/p", labels="/l", output="/o", degrade=9, precision=asked)
+    found = evaluation._as_scored(run, config)
+    assert (found.precision, found.crops) == (then, 3)
+    assert ("was not noted" in capsys.readouterr().err) == (computed_in is None)
+
+
+@pytest.mark.parametrize("logit", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_are_refused(logit):
+    """Earlier versions wrote those of broken models, and called NaN real."""
+    rows = pa.table({"uri": ["/a", "/b", "/c"], "status": ["ok", "error", "ok"], "logit": [1.0, None, logit]})
+    with pytest.raises(UserError, match="scores must be finite: 1 of /p are not, such as that of /c"):
+        evaluation._scored(rows, "/p")
+    assert evaluation._scored(rows[:2], "/p")["uri"].to_pylist() == ["/a"]
+
+
+@pytest.mark.parametrize(
+    ("p_fake", "text"),
+    [
+        (0.0, "0"), (1.85e-06, "1.85e-06"), (0.50641234, "0.5064"), (0.5, "0.5"), (0.9, "0.9"),
+        (0.999984321, "0.99998432"),
+        (1 - 2.0**-53, "0.9999999999999998890"), (1.0, "1"),
+    ],
+)  # fmt: skip
+def test_a_threshold_below_1_is_not_shown_as_1(p_fake, text):
+    assert in_digits(p_fake) == text.rstrip("0" if "." in text else "")
 
 
 def test_thresholds_travel_through_json():
