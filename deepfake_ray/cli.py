@@ -7,6 +7,7 @@ import math
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, TextIO, TypeVar
@@ -116,7 +117,7 @@ class _End:
         return self._end(0, summary)
 
     def failed(self, error: BaseException) -> int:
-        """The job has raised; what is neither a user's mistake, a failure nor an interruption is raised again."""
+        """The job has raised; what is neither a user's mistake, a failure nor an interruption is shown whole."""
         if self._code is not None:  # by Ray, in its end: the job's own is told already
             return self._code
         if (code := self._interrupts.code()) is not None:
@@ -134,8 +135,8 @@ class _End:
                 self._end(code, {"error": "the flags are not understood", "exit_code": code})
                 raise error
             case _:
-                self._end(1, {"error": f"{type(error).__name__}: {error}", "exit_code": 1})
-                raise error
+                traceback.print_exception(error)
+                return self._end(1, {"error": f"{type(error).__name__}: {error}", "exit_code": 1})
         print(f"{word}: {error}" if str(error) else word, file=sys.stderr, flush=True)
         return self._end(code, {"error": str(error) or word, "exit_code": code})
 

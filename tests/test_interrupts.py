@@ -55,6 +55,9 @@ def failing_on_the_way_out(config):
     except KeyboardInterrupt:
         raise RuntimeError("the worker died")
 
+def bug(config):
+    raise ZeroDivisionError("a bug")
+
 def swallowing(config):
     try:
         listing(config)
@@ -194,6 +197,18 @@ def test_json(job):
     assert failure["exit_code"] == done.returncode == 2
     assert f"error: {failure['error']}\n" == done.stderr
     assert failure["error"].startswith(f"output must be empty: {output}")
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_bug_is_shown_whole(job, flags):
+    command, _ = job
+    done = subprocess.run(command("bug", *flags), capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
+    assert done.stderr.endswith("\nZeroDivisionError: a bug\n")
+    assert done.stderr.count("Traceback") == 1
+    assert [json.loads(line) for line in done.stdout.splitlines()] == (
+        [{"error": "ZeroDivisionError: a bug", "exit_code": 1}] if flags else []
+    )
 
 
 def in_a_terminal(command, pattern, environment):
