@@ -30,6 +30,7 @@ def check(config: Any) -> None:
     _check_output(config)
     if isinstance(config, QuickstartConfig) or (config.resume and storage.is_finished(config.output)):
         return
+    _require_names(config)
     inputs = _inputs(config)
     with _said_where_it_looked(inputs):
         for place in inputs:
@@ -61,6 +62,15 @@ def _inputs(config: Any) -> list[str]:
     names = ("data", "labels", "model", "skip_known", "predictions", "compare", "weights")
     named = (getattr(config, name, None) for name in names)
     return [*getattr(config, "images", ()), *(place for place in named if place and place not in GIVEN_BY_NAME)]
+
+
+def _require_names(config: Any) -> None:
+    """An empty place, as of a shell's variable that is not set, would be the current directory."""
+    for name in ("data", "images", "labels", "skip_known", "predictions", "compare", "weights"):
+        value = getattr(config, name, None)
+        if "" in (value if isinstance(value, tuple) else (value,)):
+            flag = name.replace("_", "-")
+            raise UserError(f"{flag} must name a place: got ''; give --{flag} PLACE, or `.` for the current directory.")
 
 
 def _check_tables(config: Any) -> None:
