@@ -36,7 +36,7 @@ def check(config: Any) -> None:
         for place in inputs:
             storage.absolute(place)  # refuses schemes
         if getattr(config, "model", ""):
-            _check_bundle(config.model)
+            bundle.require_whole(config.model)  # or each scorer would find out, with Ray up
         _check_outputs_of_others(config)
         _check_tables(config)
     _check_extras(config)
@@ -104,13 +104,6 @@ def _check_outputs_of_others(config: Any) -> None:
         place = storage.absolute(config.compare)
         if not storage.exists(storage.join(place, "metrics.json")):
             raise UserError(f"compare must be the output of jobs/evaluate.py: {place} has no metrics.json; check it.")
-
-
-def _check_bundle(place: str) -> None:
-    bundle.load_spec(place)
-    weights = storage.join(storage.absolute(place), bundle.WEIGHTS)
-    if not storage.exists(weights):
-        raise UserError(f"model must be a whole bundle: {weights} is missing; copy the whole directory.")
 
 
 def _check_extras(config: Any) -> None:

@@ -46,6 +46,10 @@ def places(sample_folder, untrained, tmp_path_factory):
     (folder / "changed" / "model.json").write_text(json.dumps({**spec, "temperature": 2.0}))
     (folder / "half").mkdir()
     (folder / "half" / "model.json").write_text(json.dumps(spec))
+    (folder / "cut").mkdir()
+    (folder / "cut" / "model.json").write_text(json.dumps(spec))
+    weights = Path(untrained, "model.safetensors").read_bytes()
+    (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "run.json").write_text("{}")
     names = [path.name for path in folder.iterdir()]
@@ -91,6 +95,7 @@ WITHOUT_RAY = [
     (f"{SCORE} --model {{nothing}}", "model must be a bundle"),
     (f"{SCORE} --model {{changed}}", "model must be as it was saved"),
     (f"{SCORE} --model {{half}}", "model must be a whole bundle"),
+    (f"{SCORE} --model {{cut}}", "model must be as it was saved: {cut}/model.safetensors was changed or cut short"),
     (f"{SCORE} --threshold fpr_2", "threshold must be one of"),
     (f"{SCORE} --skip-known {{empty}}", "skip-known must name the output of a scoring run: {empty}"),
     (f"{EVALUATE} --compare {{nothing}}", "compare must be the output of jobs/evaluate.py: {nothing}"),
