@@ -170,6 +170,19 @@ def load(uri: str) -> tuple[Spec, Arrays]:
         UserError: as `load_spec`; or the weights are missing or changed.
     """
     spec = load_spec(uri)
+    return spec, safetensors.numpy.load(_weights(uri, spec))
+
+
+def require_whole(uri: str) -> None:
+    """Look at a bundle, its weights included.
+
+    Raises:
+        UserError: as `load`.
+    """
+    _weights(uri, load_spec(uri))
+
+
+def _weights(uri: str, spec: Spec) -> bytes:
     place = storage.join(storage.absolute(uri), WEIGHTS)
     try:
         weights = storage.read_bytes(place)
@@ -177,7 +190,7 @@ def load(uri: str) -> tuple[Spec, Arrays]:
         raise UserError(f"model must be a whole bundle: {place} is missing; copy the whole directory.") from error
     if hashlib.sha256(weights).hexdigest() != spec.sha256:
         raise UserError(f"model must be as it was saved: {place} was changed or cut short; copy it again.")
-    return spec, safetensors.numpy.load(weights)
+    return weights
 
 
 def _prepared(preparation: Preparation) -> str:

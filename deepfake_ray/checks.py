@@ -29,12 +29,13 @@ def check(config: Any) -> None:
     _check_output(config)
     if isinstance(config, QuickstartConfig) or (config.resume and storage.is_finished(config.output)):
         return
+    _require_names(config)
     inputs = _inputs(config)
     with _said_where_it_looked(inputs):
         for place in inputs:
             storage.absolute(place)  # refuses schemes
         if getattr(config, "model", ""):
-            _check_bundle(config.model)
+            bundle.require_whole(config.model)  # or each scorer would find out, with Ray up
         _check_outputs_of_others(config)
         _check_tables(config)
     _check_extras(config)
@@ -60,6 +61,15 @@ def _inputs(config: Any) -> list[str]:
     names = ("data", "labels", "model", "skip_known", "predictions", "compare", "weights")
     named = (getattr(config, name, None) for name in names)
     return [*getattr(config, "images", ()), *(place for place in named if place and place not in GIVEN_BY_NAME)]
+
+
+def _require_names(config: Any) -> None:
+    """An empty place, as of a shell's variable that is not set, would be the current directory."""
+    for name in ("data", "images", "labels", "skip_known", "predictions", "compare", "weights"):
+        value = getattr(config, name, None)
+        if "" in (value if isinstance(value, tuple) else (value,)):
+            flag = name.replace("_", "-")
+            raise UserError(f"{flag} must name a place: got ''; give --{flag} PLACE, or `.` for the current directory.")
 
 
 def _check_tables(config: Any) -> None:
@@ -93,13 +103,6 @@ def _check_outputs_of_others(config: Any) -> None:
         place = storage.absolute(config.compare)
         if not storage.exists(storage.join(place, "metrics.json")):
             raise UserError(f"compare must be the output of jobs/evaluate.py: {place} has no metrics.json; check it.")
-
-
-def _check_bundle(place: str) -> None:
-    bundle.load_spec(place)
-    weights = storage.join(storage.absolute(place), bundle.WEIGHTS)
-    if not storage.exists(weights):
-        raise UserError(f"model must be a whole bundle: {weights} is missing; copy the whole directory.")
 
 
 def _check_extras(config: Any) -> None:

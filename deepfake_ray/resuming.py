@@ -27,9 +27,18 @@ def scores_are_done(config: ScoreConfig | EvaluateConfig, output: str) -> bool:
     """
     if not (config.resume and storage.is_finished(output)):
         return False
+    if not storage.exists(storage.join(output, RUN)):
+        raise UserError(
+            f"--resume goes on with the same run: {output} is finished and has no {RUN}, so it is of another job; name "
+            "another output."
+        )
     run = storage.read_json(storage.join(output, RUN))
     require_same_scores(config, run)
     if run.get("status") != "finished":  # a run that was held up, and lost the output meanwhile, wrote it last
+        return False
+    predictions = storage.join(output, "predictions")
+    if "predictions_of" not in run and not storage.list_names(predictions):
+        say(f"{output} is finished, but {predictions} is gone: once more")
         return False
     missing = _not_given(run)
     degraded = storage.join(output, DEGRADED, RUN)

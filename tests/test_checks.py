@@ -46,6 +46,10 @@ def places(sample_folder, untrained, tmp_path_factory):
     (folder / "changed" / "model.json").write_text(json.dumps({**spec, "temperature": 2.0}))
     (folder / "half").mkdir()
     (folder / "half" / "model.json").write_text(json.dumps(spec))
+    (folder / "cut").mkdir()
+    (folder / "cut" / "model.json").write_text(json.dumps(spec))
+    weights = Path(untrained, "model.safetensors").read_bytes()
+    (folder / "cut" / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     (folder / "unfinished").mkdir()
     (folder / "unfinished" / "run.json").write_text("{}")
     names = [path.name for path in folder.iterdir()]
@@ -81,6 +85,9 @@ WITHOUT_RAY = [
     (f"{TRAIN} --output {{a_file}}/below/it", "output must be a directory: {a_file} is a file"),
     (f"{TRAIN} --output {{full}}", "output must be empty: {full} holds old.txt"),
     (f"{TRAIN} --output /proc/out", "output must be writable: /proc is not"),
+    (f"{TRAIN} --data=", "data must name a place: got ''"),
+    (f"{TRAIN} --labels=", "labels must name a place: got ''"),
+    (f"{SCORE} --skip-known=", "skip-known must name a place: got ''"),
     (f"{SCORE} --images {{nothing}}", "{nothing} does not exist"),
     (f"{SCORE} --images {{data}} {{empty}}", "There must be an image in {empty}"),
     (f"{SCORE} --images {{no_uri_parquet}}", "must have a column uri: {no_uri_parquet} has image"),
@@ -88,6 +95,7 @@ WITHOUT_RAY = [
     (f"{SCORE} --model {{nothing}}", "model must be a bundle"),
     (f"{SCORE} --model {{changed}}", "model must be as it was saved"),
     (f"{SCORE} --model {{half}}", "model must be a whole bundle"),
+    (f"{SCORE} --model {{cut}}", "model must be as it was saved: {cut}/model.safetensors was changed or cut short"),
     (f"{SCORE} --threshold fpr_2", "threshold must be one of"),
     (f"{SCORE} --skip-known {{empty}}", "skip-known must name the output of a scoring run: {empty}"),
     (f"{EVALUATE} --compare {{nothing}}", "compare must be the output of jobs/evaluate.py: {nothing}"),

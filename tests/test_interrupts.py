@@ -55,6 +55,9 @@ def failing_on_the_way_out(config):
     except KeyboardInterrupt:
         raise RuntimeError("the worker died")
 
+def bug(config):
+    raise ZeroDivisionError("a bug")
+
 def swallowing(config):
     try:
         listing(config)
@@ -71,22 +74,6 @@ def in_c(config):
     import ctypes
     say("ready")
     ctypes.CDLL(None).select(0, None, None, None, None)
-
-def faulty(config):
-    raise RuntimeError("nobody thought of this")
-
-def finished(config):
-    return {"loss": float("nan"), "best": {"auc": float("inf"), "epochs": (1, 2)}}
-'''
-
-JOB = """
-import sys
-from deepfake_ray import cli, interrupts
-from deepfake_ray.config import ScoreConfig
-interrupts.SECONDS_TO_END = 3.0
-sys.exit(cli.main(ScoreConfig, sys.argv[1], sys.argv[2:]))
-"""
-
 
 @pytest.fixture
 def job(tmp_path):
@@ -199,14 +186,16 @@ def test_json(job):
     assert failure["error"].startswith(f"output must be empty: {output}")
 
 
-def test_a_fault_of_the_program_is_told_in_full(job):
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_bug_is_shown_whole(job, flags):
     command, _ = job
-    done = subprocess.run(command("faulty", "--json"), capture_output=True, text=True, check=False, cwd=ROOT)
+    done = subprocess.run(command("bug", *flags), capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 1
-    assert "Traceback" in done.stderr
-    assert "in faulty" in done.stderr
-    assert done.stderr.endswith("RuntimeError: nobody thought of this\n")
-    assert json.loads(done.stdout) == {"error": "RuntimeError: nobody thought of this", "exit_code": 1}
+    assert done.stderr.endswith("\nZeroDivisionError: a bug\n")
+    assert done.stderr.count("Traceback") == 1
+    assert [json.loads(line) for line in done.stdout.splitlines()] == (
+        [{"error": "ZeroDivisionError: a bug", "exit_code": 1}] if flags else []
+    )
 
 
 def in_a_terminal(command, pattern, environment):

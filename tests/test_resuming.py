@@ -86,6 +86,20 @@ def test_only_the_same_is_finished_already(config, tmp_path, capsys):
     )
 
 
+def test_a_finished_output_of_another_job_is_refused(config):
+    storage.mark_finished(config.output)
+    with pytest.raises(UserError, match=r"has no run\.json, so it is of another job"):
+        score(replace(config, resume=True))
+
+
+def test_predictions_that_are_gone_are_made_again(config, capsys):
+    score(config)
+    shutil.rmtree(Path(config.output, "predictions"))
+    assert score(replace(config, resume=True))["num_ok"] == 7
+    assert "predictions is gone: once more" in capsys.readouterr().err
+    assert len(pq.read_table(Path(config.output, "predictions"))) == 7
+
+
 def test_a_threshold_that_moved_in_the_same_model_is_noticed(config, tmp_path):
     """The model's id does not hold its thresholds."""
     from deepfake_ray.scores import threshold_at
