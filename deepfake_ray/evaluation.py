@@ -65,10 +65,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str, Any]:
-    if config.resume:
-        storage.mark_unfinished(output)
-        if storage.exists(storage.join(output, RUN)):
-            require_same_scores(config, storage.read_json(storage.join(output, RUN)))
+    if config.resume and storage.exists(storage.join(output, RUN)):
+        require_same_scores(config, storage.read_json(storage.join(output, RUN)))
     other = None if config.compare is None else _other_evaluation(config.compare)
     if config.predictions is None:
         # Before Ray is started; a resumed run scores the images that it began with.
@@ -159,6 +157,8 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
         labels = labels.filter(labels["label"].is_valid())
         if config.split not in (None, "all"):
             labels = labels.filter(pc.equal(labels["split"], config.split))
+    if config.resume:
+        storage.mark_unfinished(output)
     counts = joining.join(place, labels, output)
     if counts["num_errors"] == counts["num_images"]:
         raise JobError(f"none of the {counts['num_images']:,} labelled images could be scored: see {place}")

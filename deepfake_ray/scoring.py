@@ -61,8 +61,6 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 
 
 def _score(config: ScoreConfig, output: str, lock: OutputLock) -> dict[str, Any]:
-    if config.resume:
-        storage.mark_unfinished(output)
     pick = Pick(config.include, config.exclude)
     summary = score_manifest(
         config,
@@ -121,7 +119,9 @@ def score_manifest(
     computes_in = precision.resolve(config.precision, use_gpu=placement.use_gpu, quantized=bool(model.scales))
     if resuming:
         require_same_precision("--resume goes on with the same run", run.get("precision"), computes_in)
-    else:
+    if config.resume:
+        storage.mark_unfinished(output)  # nothing refuses it any more
+    if not resuming:
         run = _begin(config, model, computes_in, placement, pages, lock, max(1, len(degradations)))
     manifest_uri = storage.join(output, MANIFEST)
     if run["num_other_files"]:

@@ -11,7 +11,7 @@ import pytest
 import serial
 from chunks import jpeg
 
-from deepfake_ray import bundle, loading, resuming, storage, tally
+from deepfake_ray import bundle, loading, precision, resuming, storage, tally
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.predictions import warnings_of
@@ -142,6 +142,12 @@ def test_a_finished_run_tries_again_what_the_storage_failed_to_give(config, monk
         patch.setattr(loading, "fetch", fails)
         first = score(config)
     assert first["errors_by_code"] == {"timeout": 2}
+    with monkeypatch.context() as patch:  # a machine that computes otherwise than the one before
+        patch.setattr(precision, "resolve", lambda *_, **__: "bf16")
+        with pytest.raises(UserError, match="precision"):
+            score(replace(config, resume=True))
+    assert (Path(config.output) / "_SUCCESS").exists(), "what is refused stays finished"
+    capsys.readouterr()
     run = score(replace(config, resume=True))
     assert (
         "is finished, but for images that the storage failed to give (timeout 2): once more" in capsys.readouterr().err
