@@ -37,7 +37,7 @@ def scores_are_done(config: ScoreConfig | EvaluateConfig, output: str) -> bool:
     if run.get("status") != "finished":  # a run that was held up, and lost the output meanwhile, wrote it last
         return False
     predictions = storage.join(output, "predictions")
-    if "predictions_of" not in run and not storage.list_names(predictions):
+    if isinstance(config, ScoreConfig) and not storage.list_names(predictions):
         say(f"{output} is finished, but {predictions} is gone: once more")
         return False
     missing = _not_given(run)
