@@ -98,7 +98,7 @@ def job(tmp_path):
 
     def command(name, *flags):
         code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom deepfake_ray import checks\n"
-        code += "checks._check_bundle = lambda place: None\n" + JOB
+        code += "checks.bundle.require_whole = lambda place: None\n" + JOB
         flags = ["--images", tmp_path / "images", "--model", model, "--output", tmp_path / "o", *flags]
         return [sys.executable, "-c", code, f"stand_ins:{name}", *map(str, flags)]
 
