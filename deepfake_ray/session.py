@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from deepfake_ray.progress import say
 
 QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}
 """Ray Data logs the loss of a node as an error, with its traceback; what ends a run is raised as well."""
-LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
+_ANNOUNCEMENT = b"Set ray log level"
 
 
 _is_verbose = False
@@ -60,7 +61,8 @@ def start_ray() -> None:
     say(f"joining the Ray cluster at {address} ..." if address else "starting Ray on this machine ...")
     started = time.monotonic()
     try:
-        _init(address, first=True)
+        with _unannounced():
+            _init(address, first=True)
     finally:
         interrupts.own()
     if not address and not _is_verbose:
@@ -68,15 +70,39 @@ def start_ray() -> None:
     say(f"Ray is up after {time.monotonic() - started:.0f} s")
 
 
+@contextlib.contextmanager
+def _unannounced() -> Iterator[None]:
+    """Keeps back the line by which Ray's C++ part says on standard error that it was given a log level."""
+    sys.stderr.flush()
+    reading, writing = os.pipe()
+    stderr = os.dup(2)
+    os.dup2(writing, 2)
+    os.close(writing)
+
+    def pass_on() -> None:
+        with open(reading, "rb", buffering=0) as lines:
+            for line in lines:
+                if _ANNOUNCEMENT not in line:
+                    os.write(stderr, line)
+
+    thread = threading.Thread(target=pass_on, name="stderr", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(stderr, 2)
+        thread.join(1.0)
+        if not thread.is_alive():  # else somebody writes there still
+            os.close(stderr)
+
+
 def _set_environment_of_own() -> None:
     os.environ[MARK] = "1"
     if not _is_verbose:
         # Without a dashboard the train controller cannot be looked up in it, which it would say each second.
         os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
-        if LOG_LEVEL not in os.environ:
-            os.environ[LOG_LEVEL] = "fatal"
-            # For the processes that are started with a copy of `os.environ`; this one would say that it has read it.
-            os.unsetenv(LOG_LEVEL)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray's own processes, and the driver, would else take the CPU from a worker in the middle of its step.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Processes beyond one a CPU are ended after a second without a task, and training has a task each second or

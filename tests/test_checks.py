@@ -188,8 +188,8 @@ def test_ray_is_started_once_more_and_then_it_is_one_line(monkeypatch, capfd):
     monkeypatch.setattr(session.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(session.ray, "shutdown", lambda: None)
     monkeypatch.setattr(session, "end_helpers", lambda: None)
-    for name in ("MARK", "LOG_LEVEL"):
-        monkeypatch.setenv(getattr(session, name), "error")  # put back afterwards
+    for name in (session.MARK, "RAY_BACKEND_LOG_LEVEL"):
+        monkeypatch.setenv(name, "error")  # put back afterwards
     session.start_ray()
     assert len(tries) == 2
     assert "Ray did not start (The current node timed out during startup." in capfd.readouterr().err

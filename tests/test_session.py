@@ -9,6 +9,8 @@ import pytest
 from clusters import free_port
 from test_cli import ROOT
 
+from deepfake_ray import session
+
 
 @pytest.mark.parametrize("place", ["127.0.0.1:{}", "http://127.0.0.1:{}"])
 def test_a_wrong_address_is_said_at_once(place, untrained, sample_folder, tmp_path):
@@ -53,3 +55,11 @@ def test_a_ray_of_the_jobs_own_has_no_processes_for_a_cluster(untrained, sample_
     assert any("raylet" in process for process in processes)
     helpers = ["log_monitor", "monitor.py", "dashboard.py", "_Stats", "ActorLocation", "AutoscalingCoordinator"]
     assert not [process for process in processes if any(helper in process for helper in helpers)]
+
+
+def test_only_the_line_about_the_log_level_is_kept_back(capfd):
+    with session._unannounced():
+        os.write(2, b"[10:00 I] logging.cc:303: Set ray log level from environment variable to 3\nthe disk is full\n")
+        print("so it is", file=sys.stderr)
+    os.write(2, b"after that\n")
+    assert capfd.readouterr().err == "the disk is full\nso it is\nafter that\n"
