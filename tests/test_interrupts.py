@@ -255,4 +255,5 @@ def test_ctrl_c_in_a_terminal_while_it_trains_and_resume_ends_as_if_undisturbed(
 @pytest.mark.ray
 def test_a_training_leaves_ctrl_c_as_it_was(trained):
     """Ray Train's own handler stays, and swallows the next ones."""
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    of_python = (signal.default_int_handler, signal.SIG_IGN)  # the second where it was started in the background
+    assert signal.getsignal(signal.SIGINT) in of_python
