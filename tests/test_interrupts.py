@@ -19,6 +19,9 @@ import pytest
 from conftest import ROOT
 from processes import command_lines, descendants
 
+BEFORE = signal.getsignal(signal.SIGINT)
+"""As the tests were started: ignored, where that was in the background."""
+
 STAND_INS = '''
 import os, signal, sys, threading, time
 
@@ -255,5 +258,4 @@ def test_ctrl_c_in_a_terminal_while_it_trains_and_resume_ends_as_if_undisturbed(
 @pytest.mark.ray
 def test_a_training_leaves_ctrl_c_as_it_was(trained):
     """Ray Train's own handler stays, and swallows the next ones."""
-    of_python = (signal.default_int_handler, signal.SIG_IGN)  # the second where it was started in the background
-    assert signal.getsignal(signal.SIGINT) in of_python
+    assert signal.getsignal(signal.SIGINT) is BEFORE
