@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from clusters import free_port, started_head
 from conftest import ROOT
+from processes import halted, scorer_processes
 
 pytestmark = pytest.mark.ray
 
@@ -161,8 +162,9 @@ def test_a_stopped_job_goes_on_with_resume_and_is_evaluated(head, trained_there,
     while len(list((output / "chunks").glob("*.parquet"))) < 3:
         assert time.monotonic() < deadline, head.job("logs", name).stdout
         time.sleep(0.01)
-    head.job("stop", name, check=True)
-    assert "'to-be-stopped' was stopped" in head.job("status", name).stdout
+    with halted(pid for pids in scorer_processes() for pid in pids):  # `ray job stop` takes seconds to start
+        head.job("stop", name, check=True)
+        assert "'to-be-stopped' was stopped" in head.job("status", name).stdout
     assert f"stopped by SIGTERM: what is written stays in {output}; the same command" in head.job("logs", name).stdout
     assert not (output / "_SUCCESS").exists()
     done = head.job("submit", "--working-dir", ".", "--", *command, "--resume")
