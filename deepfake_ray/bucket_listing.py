@@ -113,14 +113,14 @@ def _names_in(bucket: str, folder: str) -> tuple[list[str], list[str]]:
     """Names of the files and of the folders right below a prefix; of many, some. An output has few."""
     if bucket.startswith("s3://"):
         found = next(s3.pages(bucket, folder, one_level=True), {})
-        files = [entry["Key"] for entry in found.get("Contents", ())]
+        names = [entry["Key"] for entry in found.get("Contents", ())]
         folders = [entry["Prefix"] for entry in found.get("CommonPrefixes", ())]
     else:
         import obstore
 
         listed = obstore.list_with_delimiter(storage.object_store(bucket), folder)
-        files, folders = [entry["path"] for entry in listed["objects"]], list(listed["common_prefixes"])
-    return [key.rsplit("/", 1)[-1] for key in files], [key.rstrip("/").rsplit("/", 1)[-1] for key in folders]
+        names, folders = [entry["path"] for entry in listed["objects"]], list(listed["common_prefixes"])
+    return [key.rsplit("/", 1)[-1] for key in names], [key.rstrip("/").rsplit("/", 1)[-1] for key in folders]
 
 
 def _folders(bucket: str, start: str) -> tuple[list[str], dict[str, Any]]:

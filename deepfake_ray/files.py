@@ -49,9 +49,9 @@ def is_left_out(relative: str) -> bool:
     return _LEFT_OUT.search(relative) is not None
 
 
-def is_output(files: Iterable[str], folders: Iterable[str]) -> bool:
+def is_output(names: Iterable[str], folders: Iterable[str]) -> bool:
     """Whether a folder with these names in it was written by a job of this program: its figures are no images."""
-    return not {"run.json", "config.json"}.isdisjoint(files) and not {"manifest", "predictions"}.isdisjoint(folders)
+    return not {"run.json", "config.json"}.isdisjoint(names) and not {"manifest", "predictions"}.isdisjoint(folders)
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ class Pick:
             for path in relatives
         ]
 
-    def of_files(self, files: pa.Table) -> list[bool]:
+    def of_files(self, listed: pa.Table) -> list[bool]:
         """Whether each of `FILES` is picked."""
-        picked = self(files["relative"].to_pylist())
+        picked = self(listed["relative"].to_pylist())
         if not self.include:
-            for i, relative in enumerate(files["relative"].to_pylist()):
+            for i, relative in enumerate(listed["relative"].to_pylist()):
                 if picked[i] and not _suffix(relative):
-                    picked[i] = _begins_as_image(files["uri"][i].as_py())
+                    picked[i] = _begins_as_image(listed["uri"][i].as_py())
         return picked
 
 

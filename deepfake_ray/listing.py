@@ -45,9 +45,9 @@ def files_in(place: str, *, at_once: int = PREFIXES_AT_ONCE) -> Iterator[pa.Tabl
     try:
         if not is_local:
             num_files = 0
-            for files in bucket_listing.list_remote(place, at_once):
-                num_files += len(files)
-                yield files
+            for listed in bucket_listing.list_remote(place, at_once):
+                num_files += len(listed)
+                yield listed
             if not num_files and not storage.exists(place):
                 raise _absent(place)
         elif os.path.isdir(place):
@@ -117,19 +117,19 @@ class _Walk:
                     self._num_links += 1
                     continue
             try:
-                files, folders = self._names_in(os.path.join(self._top, folder))
+                names, folders = self._names_in(os.path.join(self._top, folder))
             except OSError as error:
                 if not folder:
                     raise
                 self._unreadable.append((_text(folder), error))
                 yield self._passed_over(folder)
                 continue
-            if folder and _is_output(files, folders):
+            if folder and _is_output(names, folders):
                 self._outputs.append(_text(folder))
                 yield self._passed_over(folder)
                 continue
-            for start in range(0, len(files), ROWS_PER_PAGE):
-                yield page([self._row(folder, name) for name in files[start : start + ROWS_PER_PAGE].to_pylist()])
+            for start in range(0, len(names), ROWS_PER_PAGE):
+                yield page([self._row(folder, name) for name in names[start : start + ROWS_PER_PAGE].to_pylist()])
             stack.extend((os.path.join(folder, name), is_elsewhere) for name in reversed(folders.to_pylist()))
         self._say()
 
@@ -199,10 +199,10 @@ class _Walk:
             say(f"passed over in {self.root}: {self._num_links:,} links to folders that are listed at another place")
 
 
-def _is_output(files: pa.Array, folders: pa.Array) -> bool:
-    if max(len(files), len(folders)) >= ROWS_PER_PAGE:
+def _is_output(names: pa.Array, folders: pa.Array) -> bool:
+    if max(len(names), len(folders)) >= ROWS_PER_PAGE:
         return False
-    return is_output(*([os.fsdecode(name) for name in names.to_pylist()] for names in (files, folders)))
+    return is_output(*([os.fsdecode(name) for name in found.to_pylist()] for found in (names, folders)))
 
 
 def _folders(number: int) -> str:

@@ -92,9 +92,9 @@ class LocalPlace(Place):
     @contextlib.contextmanager
     def _unchanged(self, version: Version) -> Iterator[bool]:
         """Whether the lock has that version; nobody else who asks so changes it in the block."""
-        with contextlib.ExitStack() as files:
+        with contextlib.ExitStack() as opened:
             try:
-                file = files.enter_context(open(self._path, "rb"))
+                file = opened.enter_context(open(self._path, "rb"))
             except FileNotFoundError:
                 yield False
                 return

@@ -108,15 +108,15 @@ def _pages_of_place(place: str, pick: Pick, limit: int | None, shared_storage: b
         return
     # All of the first prefix is listed before its first image is given on: too much for a few.
     at_once = PREFIXES_AT_ONCE if limit is None else 1
-    for files in inventory_pages(place) if is_inventory(place) else files_in(place, at_once=at_once):
-        chosen = np.array(pick.of_files(files), bool)
-        others = files["uri"].filter(pa.array(~chosen)).to_pylist()
-        yield Page(rows_of(files.filter(pa.array(chosen))), others)
+    for listed in inventory_pages(place) if is_inventory(place) else files_in(place, at_once=at_once):
+        chosen = np.array(pick.of_files(listed), bool)
+        others = listed["uri"].filter(pa.array(~chosen)).to_pylist()
+        yield Page(rows_of(listed.filter(pa.array(chosen))), others)
 
 
-def rows_of(files: pa.Table) -> pa.Table:
+def rows_of(listed: pa.Table) -> pa.Table:
     """Files (`listing.FILES`) as manifest rows."""
-    return manifest_rows({name: files[name] for name in ("uri", "num_bytes", "etag", "mtime")}, len(files))
+    return manifest_rows({name: listed[name] for name in ("uri", "num_bytes", "etag", "mtime")}, len(listed))
 
 
 def of_pages(pages: Iterable[Page]) -> Manifest:
@@ -195,8 +195,8 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # With an error the files that are open are thrown away; without one `close` has closed them.
-        for files in (self._part, self._others):
-            files.__exit__(kind, error, trace)
+        for opened in (self._part, self._others):
+            opened.__exit__(kind, error, trace)
 
     def add(self, page: Page) -> None:
         """Append rows; `row` is numbered here."""
@@ -236,8 +236,8 @@ class Writer:
     def _finish(self) -> None:
         if self._num_pending:
             self._write_group()
-        for files in (self._part, self._others):
-            files.close()
+        for opened in (self._part, self._others):
+            opened.close()
 
     def _write_group(self) -> None:
         pending = pa.concat_tables(self._pending)
@@ -262,10 +262,10 @@ class Writer:
         self._num_others += len(uris)
 
 
-def _parquet_writer(files: ExitStack, place: str, columns: pa.Schema) -> pq.ParquetWriter:
-    """A writer of a file that appears when `files` is closed without an error."""
-    path = files.enter_context(storage.new_file(place))
-    return files.enter_context(pq.ParquetWriter(path, columns, compression="zstd"))
+def _parquet_writer(opened: ExitStack, place: str, columns: pa.Schema) -> pq.ParquetWriter:
+    """A writer of a file that appears when `opened` is closed without an error."""
+    path = opened.enter_context(storage.new_file(place))
+    return opened.enter_context(pq.ParquetWriter(path, columns, compression="zstd"))
 
 
 def write(manifest: Manifest, uri: str) -> Listed:

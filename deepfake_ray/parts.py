@@ -103,7 +103,7 @@ class Layout:
         for folder in (self.chunk_folder, self.predictions):
             storage.delete_leftovers(folder)
         merged = set(storage.list_names(self.predictions))
-        files = set(storage.list_names(self.chunk_folder))
+        names = set(storage.list_names(self.chunk_folder))
         self._is_merged = [_part_name(part) in merged for part in range(len(self._parts))]
         with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
             found = threads.map(self._missing_in, range(len(self._parts)))
@@ -112,7 +112,7 @@ class Layout:
                 index
                 for missing in self._missing
                 for index in sorted(missing)
-                if chunk_file(self.chunk_folder, index).rsplit("/", 1)[-1] in files
+                if chunk_file(self.chunk_folder, index).rsplit("/", 1)[-1] in names
             ]
             failed = threads.map(lambda index: _storage_failed(chunk_file(self.chunk_folder, index)), to_look_at)
             for index, has_failed in zip(to_look_at, failed, strict=True):
@@ -150,11 +150,11 @@ class Layout:
             return
         self._missing[part].remove(index)
         if not self._missing[part]:
-            files = [chunk_file(self.chunk_folder, of) for of in self._parts[part]]
+            paths = [chunk_file(self.chunk_folder, of) for of in self._parts[part]]
             if self._is_merged[part]:
-                self._tasks.start(amend, files, self._ends(part).tolist(), self._part_file(part))
+                self._tasks.start(amend, paths, self._ends(part).tolist(), self._part_file(part))
             else:
-                self._tasks.start(merge, files, self._part_file(part))
+                self._tasks.start(merge, paths, self._part_file(part))
 
     def finish(self) -> None:
         """Wait until all parts are there, and remove what is left of the chunks.
@@ -180,38 +180,38 @@ def _storage_failed(file: str) -> bool:
     return bool(pc.any(_of_the_storage(codes)).as_py())
 
 
-def merge(files: Sequence[str], part: str) -> None:
+def merge(paths: Sequence[str], part: str) -> None:
     """Write the rows of some files, in order, into one, and remove them. May be run again, however far it came."""
     if not storage.exists(part):
         with storage.new_file(part) as path, contextlib.ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
             pending: list[pa.Table] = []
-            for file in files:
+            for file in paths:
                 pending.append(_rows_of(file))
-                if sum(map(len, pending)) >= ROWS_PER_GROUP or file == files[-1]:
+                if sum(map(len, pending)) >= ROWS_PER_GROUP or file == paths[-1]:
                     rows = pa.concat_tables(pending)
                     writer = writer or stack.enter_context(pq.ParquetWriter(path, rows.schema, compression="zstd"))
                     writer.write_table(rows)
                     pending = []
-    _remove(files)
+    _remove(paths)
 
 
-def amend(files: Sequence[str], ends: Sequence[int], part: str) -> None:
+def amend(paths: Sequence[str], ends: Sequence[int], part: str) -> None:
     """Write a part anew, with the rows that its images have in some files where the storage had failed to give them;
     remove the files. May be run again, however far it came.
 
     All other rows stay as they are: an image that was scored keeps its score, though it may be gone by now.
 
     Args:
-        files: of all chunks of the part; those that were not scored anew are not there.
+        paths: of the files of all chunks of the part; those that were not scored anew are not there.
         ends: how many rows of the manifest there are up to the end of each.
         part: the file.
 
     Raises:
         JobError: the files are of other images.
     """
-    there = set(storage.list_names(files[0].rsplit("/", 1)[0]))
-    anew = [file.rsplit("/", 1)[1] in there for file in files]
+    there = set(storage.list_names(paths[0].rsplit("/", 1)[0]))
+    anew = [file.rsplit("/", 1)[1] in there for file in paths]
     with storage.open_file(part) as opened, storage.new_file(part) as path:
         before = pq.ParquetFile(opened)
         per_row = before.metadata.num_rows // ends[-1]
@@ -223,10 +223,10 @@ def amend(files: Sequence[str], ends: Sequence[int], part: str) -> None:
                 rows = _completed(before.read_row_group(group))
                 for index, (first, end) in enumerate(pairwise(bounds)):
                     if anew[index] and first < start + len(rows) and end > start:
-                        rows = _amended(rows, start, _rows_of(files[index]), int(first), files[index])
+                        rows = _amended(rows, start, _rows_of(paths[index]), int(first), paths[index])
                 writer.write_table(rows)
                 start += len(rows)
-    _remove(files)
+    _remove(paths)
 
 
 def _amended(rows: pa.Table, start: int, anew: pa.Table, first: int, file: str) -> pa.Table:
@@ -258,7 +258,7 @@ def _completed(rows: pa.Table) -> pa.Table:
     return rows.select(columns.names).cast(columns)
 
 
-def _remove(files: Sequence[str]) -> None:
-    for file in files:
+def _remove(paths: Sequence[str]) -> None:
+    for file in paths:
         with contextlib.suppress(FileNotFoundError):
             storage.delete(file)

@@ -231,8 +231,8 @@ def test_an_output_that_others_changed_is_a_failure(config):
 # --- other jobs: what a finished output of theirs is compared by
 
 
-def finished(output, **files):
-    for name, content in files.items():
+def finished(output, **contents):
+    for name, content in contents.items():
         storage.write_json(f"{output}/{name}.json", content)
     storage.mark_finished(str(output))
 
