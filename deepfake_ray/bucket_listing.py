@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 
 from deepfake_ray import s3, storage
+from deepfake_ray.console import say
 from deepfake_ray.errors import ErrorCode
 from deepfake_ray.files import FILES, is_left_out, is_output, page
-from deepfake_ray.progress import say
 from deepfake_ray.storage_errors import code_of, said
 
 PREFIXES_AT_ONCE = 8

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from deepfake_ray import schema, storage, summaries
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
+from deepfake_ray.console import say, show
 from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import evaluate
 from deepfake_ray.labels import labelled
 from deepfake_ray.output_lock import OutputLock, held
-from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_request
 from deepfake_ray.training import train
 from deepfake_ray.training_data import leak_free

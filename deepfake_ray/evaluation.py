@@ -29,6 +29,7 @@ from deepfake_ray import (
     tables,
 )
 from deepfake_ray.config import EvaluateConfig
+from deepfake_ray.console import say, show
 from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation_text import result_text
@@ -38,7 +39,6 @@ from deepfake_ray.labels import draw, labelled, of_split
 from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions
-from deepfake_ray.progress import say, show
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.scores import Threshold, require_same_precision, threshold_of_rows
 from deepfake_ray.scoring import score_manifest

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
-from deepfake_ray.progress import say
+from deepfake_ray.console import say
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 STOP, CATCH_UP = b"\x00", b"\xff"

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from deepfake_ray import folders, schema, storage
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
+from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
 from deepfake_ray.inventory import is_inventory
 from deepfake_ray.manifest import Manifest, count, list_images, numbered
-from deepfake_ray.progress import say
 from deepfake_ray.schema import FAKE_NAMES, REAL_NAMES, SPLIT_NAMES
 from deepfake_ray.tables import is_table
 

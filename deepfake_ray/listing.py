@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 
 from deepfake_ray import bucket_listing, storage
 from deepfake_ray.bucket_listing import PREFIXES_AT_ONCE as PREFIXES_AT_ONCE
+from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
 from deepfake_ray.files import FILES as FILES
 from deepfake_ray.files import ROWS_PER_PAGE as ROWS_PER_PAGE
 from deepfake_ray.files import Pick as Pick
 from deepfake_ray.files import is_left_out, is_output, page
-from deepfake_ray.progress import say
 from deepfake_ray.storage_errors import remedy, said
 
 Names = tuple[pa.Array, pa.Array]

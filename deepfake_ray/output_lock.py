@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deepfake_ray import storage
+from deepfake_ray.console import duration, say
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.lock_places import LocalPlace, Place, RemotePlace, Version
-from deepfake_ray.progress import duration, say
 
 HEARTBEAT_S = 15.0
 STALE_S = 60.0

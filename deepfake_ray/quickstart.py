@@ -7,8 +7,8 @@ from typing import Any
 
 from deepfake_ray import interrupts, sample, storage, summaries
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.console import say
 from deepfake_ray.evaluation import evaluate
-from deepfake_ray.progress import say
 from deepfake_ray.scoring import score
 from deepfake_ray.training import train
 

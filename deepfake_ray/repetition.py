@@ -7,8 +7,8 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
-from deepfake_ray.progress import say
 
 EXAMPLES = 3
 _SECOND_KEY = "fedcba9876543210"

@@ -5,10 +5,10 @@ from typing import Any
 
 from deepfake_ray import bundle, storage
 from deepfake_ray.config import FREE_TO_CHANGE, EvaluateConfig, JobConfig, QuantizeConfig, ScoreConfig, require_same_run
+from deepfake_ray.console import say
 from deepfake_ray.error_watch import by_code
 from deepfake_ray.errors import OF_THE_STORAGE, UserError
 from deepfake_ray.output_lock import held
-from deepfake_ray.progress import say
 
 RUN, CONFIG, DEGRADED = "run.json", "config.json", "degraded"
 _OF_EACH_SOURCE = frozenset({"data", "labels", "group_regex", "split_by", "limit"})

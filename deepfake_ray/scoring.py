@@ -16,6 +16,7 @@ from typing import Any
 from deepfake_ray import bundle, known, manifest, precision, predictions, storage
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig
+from deepfake_ray.console import Progress, duration, say, show
 from deepfake_ray.error_watch import ErrorWatch, by_code
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
@@ -26,7 +27,6 @@ from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.preparation import CROP, Preparation
-from deepfake_ray.progress import Progress, duration, say, show
 from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scorer import Report, ScorerSpec
 from deepfake_ray.scores import Threshold, in_digits, require_same_precision

@@ -14,9 +14,9 @@ import ray
 
 from deepfake_ray import interrupts, storage
 from deepfake_ray.alone import MARK, end_helpers, is_alone
+from deepfake_ray.console import say
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.placement import DATA_LABEL, Node
-from deepfake_ray.progress import say
 
 QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}
 """Ray Data logs the loss of a node as an error, with its traceback; what ends a run is raised as well."""

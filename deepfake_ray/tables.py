@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from deepfake_ray import folders, schema, storage, text_tables
+from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
 from deepfake_ray.files import ROWS_PER_PAGE
 from deepfake_ray.inventory import is_inventory
-from deepfake_ray.progress import say
 from deepfake_ray.uris import normalised, refuse_unread
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".txt")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from deepfake_ray.progress import Rate
+from deepfake_ray.console import Rate
 from deepfake_ray.scorer import STAGES, Report
 
 SECONDS_BETWEEN_NOTES = 30.0

@@ -24,6 +24,7 @@ from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE
 from deepfake_ray.config import TrainConfig
+from deepfake_ray.console import duration, say, show
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import Labelled, labelled, of_split
@@ -32,7 +33,6 @@ from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
-from deepfake_ray.progress import duration, say, show
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.tracking import MlflowRun

@@ -10,12 +10,12 @@ import pyarrow.compute as pc
 
 from deepfake_ray import audit, fingerprints, schema, storage
 from deepfake_ray.config import TrainConfig
+from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import Labelled
 from deepfake_ray.manifest import numbered
 from deepfake_ray.pipeline import image_facts
-from deepfake_ray.progress import say
 
 AUDIT = "audit.json"
 SIZE_SAMPLE = 64

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from deepfake_ray import bundle, calibration, manifest, measurement, schema, storage
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
+from deepfake_ray.console import say
 from deepfake_ray.output_lock import OutputLock
 from deepfake_ray.predictions import read_predictions
-from deepfake_ray.progress import say
 from deepfake_ray.scores import threshold_at
 from deepfake_ray.scoring import score_manifest
 

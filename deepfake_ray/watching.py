@@ -9,9 +9,9 @@ import ray
 from tensorboardX import SummaryWriter
 
 from deepfake_ray import figures, storage
+from deepfake_ray.console import Progress, say
 from deepfake_ray.history import HistoryRow
 from deepfake_ray.monitoring import RunMetrics
-from deepfake_ray.progress import Progress, say
 from deepfake_ray.session import Patience
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec

@@ -3,13 +3,13 @@ import re
 
 import pytest
 
-from deepfake_ray import progress
-from deepfake_ray.progress import Progress, Rate, duration
+from deepfake_ray import console
+from deepfake_ray.console import Progress, Rate, duration
 
 
 def test_a_log_gets_lines_with_rate_errors_and_time_left(capsys, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     with Progress("score", 1000) as shown:
         now[0] = 130.0  # start-up
         shown.update(100)
@@ -43,7 +43,7 @@ def test_a_rate_is_of_the_images_from_the_first_begun_to_the_last_result():
 def test_the_line_shows_the_rate_that_the_summary_gives(capsys, monkeypatch):
     """Once the bar said 50 images/s, with the start-up in it, and the summary 830."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     rate = Rate()
     with Progress("score", 560, rate=rate) as shown:
         now[0] = 110.0
@@ -57,7 +57,7 @@ def test_the_line_shows_the_rate_that_the_summary_gives(capsys, monkeypatch):
 def test_the_bar_shows_that_rate_and_no_other(monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
-    monkeypatch.setattr(progress.sys, "stderr", terminal)
+    monkeypatch.setattr(console.sys, "stderr", terminal)
     rate = Rate()
     with Progress("score", 1000, rate=rate) as shown:
         rate.update(600, 0.0, 2.0)
