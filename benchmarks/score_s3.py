@@ -34,9 +34,9 @@ def clients(fs, uris, server):
     import obstore
     import s3fs
 
-    from deepfake_ray import storage
+    from deepfake_ray.storage import files
 
-    store = storage.object_store("s3://bucket")
+    store = files.object_store("s3://bucket")
     keys = [uri.removeprefix("s3://bucket/") for uri in uris]
 
     def threaded(get):

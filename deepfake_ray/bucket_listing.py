@@ -10,11 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepfake_ray import s3, storage
 from deepfake_ray.console import say
 from deepfake_ray.errors import ErrorCode
 from deepfake_ray.files import FILES, is_left_out, is_output, page
-from deepfake_ray.storage_errors import code_of, said
+from deepfake_ray.storage import files, s3
+from deepfake_ray.storage.errors import code_of, said
 
 PREFIXES_AT_ONCE = 8
 
@@ -33,7 +33,7 @@ def list_remote(root: str, at_once: int) -> Iterator[pa.Table]:
     Raises:
         Exception: one of `failures()`: the store cannot be listed.
     """
-    bucket, prefix = storage.split_uri(root)
+    bucket, prefix = files.split_uri(root)
     start = f"{prefix}/" if prefix else ""
     if not bucket.startswith("s3://"):
         yield from _list_store(bucket, prefix)
@@ -95,7 +95,7 @@ class _Wanted:
 
     def new_output(self, key: str) -> str | None:
         """The prefix of an output below the start, at its first key: these marks sort before its other names."""
-        folder = key.removesuffix(storage.SUCCESS).removesuffix(storage.LOCK)
+        folder = key.removesuffix(files.SUCCESS).removesuffix(files.LOCK)
         if folder == key or not folder.endswith("/") or folder == self._start or self.passes_over(folder):
             return None
         if not is_output(*_names_in(self._bucket, folder)):
@@ -118,7 +118,7 @@ def _names_in(bucket: str, folder: str) -> tuple[list[str], list[str]]:
     else:
         import obstore
 
-        listed = obstore.list_with_delimiter(storage.object_store(bucket), folder)
+        listed = obstore.list_with_delimiter(files.object_store(bucket), folder)
         names, folders = [entry["path"] for entry in listed["objects"]], list(listed["common_prefixes"])
     return [key.rsplit("/", 1)[-1] for key in names], [key.rstrip("/").rsplit("/", 1)[-1] for key in folders]
 
@@ -183,7 +183,7 @@ def _list_store(bucket: str, prefix: str) -> Iterator[pa.Table]:
 
     start = f"{prefix}/" if prefix else ""
     wanted = _Wanted(bucket, start)
-    for answer in obstore.list(storage.object_store(bucket), prefix or None, chunk_size=1000):
+    for answer in obstore.list(files.object_store(bucket), prefix or None, chunk_size=1000):
         rows: list[tuple[Any, ...]] = []
         for found in answer:
             key = found["path"]

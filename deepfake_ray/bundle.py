@@ -13,11 +13,11 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from deepfake_ray import storage
 from deepfake_ray.errors import UserError
 from deepfake_ray.preparation import STRETCH, Preparation
 from deepfake_ray.schema import CLASSES, PRECISIONS
 from deepfake_ray.scores import Threshold, in_digits, threshold_at
+from deepfake_ray.storage import files
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, FORMAT_VERSION)
@@ -115,10 +115,10 @@ def save(uri: str, spec: Spec, arrays: Arrays) -> Spec:
     """
     weights = safetensors.numpy.save({key: np.asarray(value, order="C") for key, value in arrays.items()})
     spec = replace(spec, sha256=hashlib.sha256(weights).hexdigest())
-    storage.write_bytes(storage.join(uri, WEIGHTS), weights)
-    storage.write_bytes(storage.join(uri, CARD), _card(spec).encode())
+    files.write_bytes(files.join(uri, WEIGHTS), weights)
+    files.write_bytes(files.join(uri, CARD), _card(spec).encode())
     content = {**asdict(spec), "preparation": spec.preparation.to_json(), "model_id": spec.model_id}
-    storage.write_json(storage.join(uri, SPEC), content)
+    files.write_json(files.join(uri, SPEC), content)
     return spec
 
 
@@ -128,9 +128,9 @@ def load_spec(uri: str) -> Spec:
     Raises:
         UserError: no bundle there, or one of another format.
     """
-    place = storage.join(storage.absolute(uri), SPEC)
+    place = files.join(files.absolute(uri), SPEC)
     try:
-        content = storage.read_json(place)
+        content = files.read_json(place)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"model must be a bundle, a directory with {SPEC}: {uri} has none; give OUTPUT/model of a training run."
@@ -183,9 +183,9 @@ def require_whole(uri: str) -> None:
 
 
 def _weights(uri: str, spec: Spec) -> bytes:
-    place = storage.join(storage.absolute(uri), WEIGHTS)
+    place = files.join(files.absolute(uri), WEIGHTS)
     try:
-        weights = storage.read_bytes(place)
+        weights = files.read_bytes(place)
     except FileNotFoundError as error:
         raise UserError(f"model must be a whole bundle: {place} is missing; copy the whole directory.") from error
     if hashlib.sha256(weights).hexdigest() != spec.sha256:
@@ -207,7 +207,7 @@ def add_evaluation(uri: str, result: Mapping[str, Any]) -> bool:
     Raises:
         OSError: the bundle cannot be written to.
     """
-    uri = storage.absolute(uri)
+    uri = files.absolute(uri)
     at = result["thresholds"][result["verdict_threshold"]]
     kept = {
         **{name: result[name] for name in ("data", "split", "num_scored", "roc_auc")},
@@ -219,17 +219,17 @@ def add_evaluation(uri: str, result: Mapping[str, Any]) -> bool:
         "model_id": result["model_id"],
     }
     of = hashlib.sha256(json.dumps([kept["data"], kept["split"]]).encode()).hexdigest()[:16]
-    card = storage.join(uri, CARD)
-    ours = _is_ours(storage.read_bytes(card)) if storage.exists(card) else True
-    storage.write_json(storage.join(uri, EVALUATIONS, f"{of}.json"), kept)
+    card = files.join(uri, CARD)
+    ours = _is_ours(files.read_bytes(card)) if files.exists(card) else True
+    files.write_json(files.join(uri, EVALUATIONS, f"{of}.json"), kept)
     if ours:
-        storage.write_bytes(card, _card(load_spec(uri), _evaluations(uri)).encode())
+        files.write_bytes(card, _card(load_spec(uri), _evaluations(uri)).encode())
     return ours
 
 
 def _evaluations(uri: str) -> list[dict[str, Any]]:
-    folder = storage.join(uri, EVALUATIONS)
-    return [storage.read_json(storage.join(folder, name)) for name in sorted(storage.list_names(folder))]
+    folder = files.join(uri, EVALUATIONS)
+    return [files.read_json(files.join(folder, name)) for name in sorted(files.list_names(folder))]
 
 
 _SIGNED = "<!-- written by deepfake_ray, "

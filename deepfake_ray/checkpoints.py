@@ -9,7 +9,7 @@ from typing import Any
 import ray.train
 from ray.train import CheckpointUploadMode
 
-from deepfake_ray import storage
+from deepfake_ray.storage import files
 
 STATE_FILE = "state.pt"
 VALIDATION_FILE = "validation.npz"
@@ -49,7 +49,7 @@ class Checkpoints:
     def _upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
         # Not Ray's own upload, which gives up when the store fails once.
         try:
-            storage.upload_directory(checkpoint.path, storage.join(self._uri, name))
+            files.upload_directory(checkpoint.path, files.join(self._uri, name))
         finally:
             self._idle.set()
         path = self._place.build_checkpoint_path_from_name(name)

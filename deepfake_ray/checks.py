@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import bundle, joining, labels, manifest, storage, tables
+from deepfake_ray import bundle, joining, labels, manifest, tables
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.listing import Pick
+from deepfake_ray.storage import files
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UNPACKED = "working_dir_files"
@@ -27,13 +28,13 @@ def check(config: Any) -> None:
         UserError: an input is not there or not what it must be, or the output cannot be written.
     """
     _check_output(config)
-    if isinstance(config, QuickstartConfig) or (config.resume and storage.is_finished(config.output)):
+    if isinstance(config, QuickstartConfig) or (config.resume and files.is_finished(config.output)):
         return
     _require_names(config)
     inputs = _inputs(config)
     with _said_where_it_looked(inputs):
         for place in inputs:
-            storage.absolute(place)  # refuses schemes
+            files.absolute(place)  # refuses schemes
         if getattr(config, "model", ""):
             bundle.require_whole(config.model)  # or each scorer would find out, with Ray up
         _check_outputs_of_others(config)
@@ -92,16 +93,16 @@ def _look_into(place: str, pick: Pick | None) -> None:
 
 def _check_outputs_of_others(config: Any) -> None:
     if getattr(config, "skip_known", None):
-        place = storage.absolute(config.skip_known)
-        if not storage.exists(storage.join(place.removesuffix("/predictions"), "predictions")):
+        place = files.absolute(config.skip_known)
+        if not files.exists(files.join(place.removesuffix("/predictions"), "predictions")):
             raise UserError(f"skip-known must name the output of a scoring run: {place} has no predictions/; check it.")
     if not isinstance(config, EvaluateConfig):
         return
     if config.predictions is not None:
         joining.scoring_run(config.predictions)
     if config.compare is not None:
-        place = storage.absolute(config.compare)
-        if not storage.exists(storage.join(place, "metrics.json")):
+        place = files.absolute(config.compare)
+        if not files.exists(files.join(place, "metrics.json")):
             raise UserError(f"compare must be the output of jobs/evaluate.py: {place} has no metrics.json; check it.")
 
 
@@ -110,8 +111,8 @@ def _check_extras(config: Any) -> None:
         labels.group_pattern(group_regex)
     if not isinstance(config, TrainConfig):
         return
-    if config.weights not in (None, *GIVEN_BY_NAME) and not storage.exists(config.weights):
-        place = storage.absolute(config.weights)
+    if config.weights not in (None, *GIVEN_BY_NAME) and not files.exists(config.weights):
+        place = files.absolute(config.weights)
         raise UserError(f"weights must be imagenet, none, a file or a bundle: {place} does not exist; check the path.")
     if config.mlflow_uri and not importlib.util.find_spec("mlflow"):
         raise UserError("mlflow-uri needs MLflow, which is not installed; pip install -e '.[mlflow]'.")
@@ -121,8 +122,8 @@ def _check_extras(config: Any) -> None:
 
 
 def _check_output(config: Any) -> None:
-    output = storage.absolute(config.output)
-    if is_submitted() and storage.scheme_of(config.output) is None and not _is_absolute(config.output):
+    output = files.absolute(config.output)
+    if is_submitted() and files.scheme_of(config.output) is None and not _is_absolute(config.output):
         raise UserError(
             f"output must be an absolute path or a URI in a submitted job: {config.output} would be {output}, in the "
             "copy of the working directory that Ray deletes; give s3://..., or a path that all nodes share."
@@ -131,10 +132,10 @@ def _check_output(config: Any) -> None:
         _check_writable(output)
         return
     if config.resume:
-        storage.list_names(output)  # refuses a file
+        files.list_names(output)  # refuses a file
     else:
-        storage.require_new_output(output, resumable=True)
-    if storage.is_local(output):
+        files.require_new_output(output, resumable=True)
+    if files.is_local(output):
         _check_writable(output)
     else:
         _check_remote(output)
@@ -152,12 +153,12 @@ def _check_writable(output: str) -> None:
 
 
 def _check_remote(output: str) -> None:
-    mark = storage.join(output, f".probe-{os.getpid()}")
+    mark = files.join(output, f".probe-{os.getpid()}")
     try:
-        storage.write_bytes(mark, b"")
-        storage.delete(mark)
+        files.write_bytes(mark, b"")
+        files.delete(mark)
     except OSError as error:
-        raise UserError(f"output must be writable: {storage.first_line(error)}; check path and credentials.") from error
+        raise UserError(f"output must be writable: {files.first_line(error)}; check path and credentials.") from error
 
 
 # --- submitted jobs
@@ -178,7 +179,7 @@ def _said_where_it_looked(inputs: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        relative = [place for place in inputs if storage.scheme_of(place) is None and not _is_absolute(place)]
+        relative = [place for place in inputs if files.scheme_of(place) is None and not _is_absolute(place)]
         if not relative or not is_submitted():
             raise
         raise UserError(

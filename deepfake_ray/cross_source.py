@@ -11,14 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfake_ray import schema, storage, summaries
+from deepfake_ray import schema, summaries
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import evaluate
 from deepfake_ray.labels import labelled
-from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_request
+from deepfake_ray.storage import files
+from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.training import train
 from deepfake_ray.training_data import leak_free
 
@@ -33,7 +34,7 @@ def train_or_cross(config: TrainConfig) -> dict[str, Any]:
         UserError: see the messages.
         JobError: training or scoring failed.
     """
-    output = storage.absolute(config.output)
+    output = files.absolute(config.output)
     if config.leave_one_source_out:
         return {"output": output, "leave_one_source_out": leave_one_source_out(config)}
     return summaries.of_bundle(train(config), output)
@@ -48,19 +49,19 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
     Raises:
         UserError: fewer than two sources of fakes, or no test split.
     """
-    output = storage.absolute(config.output)
+    output = files.absolute(config.output)
     if is_done(config, output, "a matrix of sources"):
-        return _cells(storage.join(output, MATRIX))
+        return _cells(files.join(output, MATRIX))
     with held(output) as lock:
         return _leave_one_source_out(config, output, lock)
 
 
 def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) -> list[dict[str, Any]]:
-    settings_uri = storage.join(output, CONFIG)
+    settings_uri = files.join(output, CONFIG)
     if not config.resume:
-        storage.require_new_output(output, resumable=True)
-    elif storage.exists(settings_uri):
-        require_same_request(config, storage.read_json(settings_uri))
+        files.require_new_output(output, resumable=True)
+    elif files.exists(settings_uri):
+        require_same_request(config, files.read_json(settings_uri))
     images = leak_free(labelled(config), config, output).table
     fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
     sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
@@ -71,15 +72,15 @@ def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) ->
         )
     if schema.TEST not in images["split"].to_pylist():
         raise UserError(f"leave-one-source-out needs a test split: {config.data} has none; add one.")
-    storage.write_json(settings_uri, asked(config))
+    files.write_json(settings_uri, asked(config))
     cells = [cell for left_out in (None, *sources) for cell in _without(left_out, images, config, output)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(cells[0]))
     writer.writeheader()
     writer.writerows(cells)
-    storage.write_bytes(storage.join(output, MATRIX), text.getvalue().encode())
+    files.write_bytes(files.join(output, MATRIX), text.getvalue().encode())
     lock.mark_finished()
-    show(matrix(cells, sources) + f"\n  matrix  {storage.join(output, MATRIX)}")
+    show(matrix(cells, sources) + f"\n  matrix  {files.join(output, MATRIX)}")
     return cells
 
 
@@ -88,7 +89,7 @@ def _cells(place: str) -> list[dict[str, Any]]:
     numbers = {"roc_auc": float, "recall_fake": float, "num_fake": int}
     return [
         {name: numbers.get(name, str)(value) if value else None for name, value in row.items()}
-        for row in csv.DictReader(io.StringIO(storage.read_bytes(place).decode()))
+        for row in csv.DictReader(io.StringIO(files.read_bytes(place).decode()))
     ]
 
 
@@ -96,16 +97,16 @@ def _without(left_out: str | None, images: pa.Table, config: TrainConfig, output
     """Train without a source and test on all; the cells of its row of the matrix."""
     name = "all" if left_out is None else f"without-{quote(left_out, safe='')}"
     say(f"--- trained on {'all sources' if left_out is None else f'all sources but {left_out}'}")
-    place = storage.join(output, name)
+    place = files.join(output, name)
     is_test = pc.equal(images["split"], schema.TEST)
     keep = pc.or_kleene(is_test, pc.fill_null(pc.not_equal(images["source"], left_out or ""), True))
-    data = storage.join(output, f"{name}.parquet")
+    data = files.join(output, f"{name}.parquet")
     columns = ["uri", "label", "split", "source", "group"]
     rows = images.filter(keep).select(columns)
-    if storage.exists(data):
+    if files.exists(data):
         _require_the_same_images(rows, data, config)
     else:
-        with storage.new_file(data) as path:
+        with files.new_file(data) as path:
             pq.write_table(rows, path)
     common = {field.name: getattr(config, field.name) for field in fields(JobConfig)} | {"data": data, "limit": None}
     train(
@@ -114,7 +115,7 @@ def _without(left_out: str | None, images: pa.Table, config: TrainConfig, output
             **common | {"output": place},
         )
     )  # fmt: skip
-    place_of = {"model": storage.join(place, "model"), "output": storage.join(place, "evaluation")}
+    place_of = {"model": files.join(place, "model"), "output": files.join(place, "evaluation")}
     result = evaluate(EvaluateConfig(split="test", split_by="folder", **common | place_of))
     for of in result["slices"]:
         if of["by"] == "source" and of["num_fake"]:
@@ -129,7 +130,7 @@ def _without(left_out: str | None, images: pa.Table, config: TrainConfig, output
 
 def _require_the_same_images(rows: pa.Table, begun_with: str, config: TrainConfig) -> None:
     """Or the models of one matrix would be trained and tested on different images."""
-    with storage.open_file(begun_with) as file:
+    with files.open_file(begun_with) as file:
         before = pq.read_table(file)
     if not before.equals(rows):
         raise UserError(

@@ -25,7 +25,6 @@ from deepfake_ray import (
     report,
     robustness,
     schema,
-    storage,
     tables,
 )
 from deepfake_ray.config import EvaluateConfig
@@ -36,13 +35,14 @@ from deepfake_ray.evaluation_text import result_text
 from deepfake_ray.held_out import held_out
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import draw, labelled, of_split
-from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.scores import Threshold, require_same_precision, threshold_of_rows
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import cause_of, start_ray
+from deepfake_ray.storage import files
+from deepfake_ray.storage.output_lock import OutputLock, held
 
 METRICS = "metrics.json"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
@@ -56,21 +56,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UserError: see the messages.
         JobError: no image could be scored.
     """
-    output = storage.absolute(config.output)
+    output = files.absolute(config.output)
     if scores_are_done(config, output):
-        finished: dict[str, Any] = storage.read_json(storage.join(output, METRICS))
+        finished: dict[str, Any] = files.read_json(files.join(output, METRICS))
         return finished
     with held(output) as lock:
         return _evaluate(config, output, lock)
 
 
 def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str, Any]:
-    if config.resume and storage.exists(storage.join(output, RUN)):
-        require_same_scores(config, storage.read_json(storage.join(output, RUN)))
+    if config.resume and files.exists(files.join(output, RUN)):
+        require_same_scores(config, files.read_json(files.join(output, RUN)))
     other = None if config.compare is None else _other_evaluation(config.compare)
     if config.predictions is None:
         # Before Ray is started; a resumed run scores the images that it began with.
-        pages = [] if config.resume and storage.exists(storage.join(output, RUN)) else _labelled_pages(config)
+        pages = [] if config.resume and files.exists(files.join(output, RUN)) else _labelled_pages(config)
         run = score_manifest(config, [config.data], lambda: pages, lock)
     else:
         config, run = _join(config, output)
@@ -83,8 +83,8 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
     result = measurement.measure(scored, model, config.threshold, config.seed)
     result |= {
         "split": config.split or _split_of(rows, config),
-        "data": storage.absolute(config.data or config.labels or ""),
-        "model": storage.absolute(config.model),
+        "data": files.absolute(config.data or config.labels or ""),
+        "model": files.absolute(config.model),
         "model_id": run["model_id"],  # in the precision of the run, which may be another than the bundle's own
         "num_errors": run["num_errors"],
         "command": shlex.join(["python", *sys.argv]),
@@ -102,7 +102,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
         if not bundle.add_evaluation(config.model, result):
             say(f"the bundle's {bundle.CARD} was written by others and stays; see its {bundle.EVALUATIONS}/")
     except (OSError, UserError) as error:
-        say(f"the bundle's {bundle.CARD} could not be brought up to date: {storage.first_line(error)}")
+        say(f"the bundle's {bundle.CARD} could not be brought up to date: {files.first_line(error)}")
     lock.mark_finished()
     _say_result(result, output)
     return result
@@ -149,7 +149,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
         where = f"degraded images are scored as the predictions were: {place}"
         require_same_precision(where, run.get("precision"), config.precision)
     if not config.resume:
-        storage.require_new_output(output, resumable=True)
+        files.require_new_output(output, resumable=True)
     if config.data:
         labels = of_split(labelled(config), config.split or "all", config.data).table
     else:
@@ -158,7 +158,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
         if config.split not in (None, "all"):
             labels = labels.filter(pc.equal(labels["split"], config.split))
     if config.resume:
-        storage.mark_unfinished(output)
+        files.mark_unfinished(output)
     counts = joining.join(place, labels, output)
     if counts["num_errors"] == counts["num_images"]:
         raise JobError(f"none of the {counts['num_images']:,} labelled images could be scored: see {place}")
@@ -173,15 +173,15 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
         if counts["num_without_prediction"]
         else []
     )
-    storage.write_json(storage.join(output, RUN), run)
+    files.write_json(files.join(output, RUN), run)
     return config, run
 
 
 def _other_evaluation(place: str) -> tuple[dict[str, Any], pa.Table]:
     """metrics.json and the scored rows of another evaluation."""
-    place = storage.absolute(place)
+    place = files.absolute(place)
     try:
-        result: dict[str, Any] = storage.read_json(storage.join(place, METRICS))
+        result: dict[str, Any] = files.read_json(files.join(place, METRICS))
         rows = read_predictions(place, ["status", "p_fake", *comparison.COLUMNS])
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"compare must be the output of jobs/evaluate.py: {place} is not ({error}).") from error
@@ -226,7 +226,7 @@ def _degraded(
     drawn = robustness.draw(scored, config.degrade, config.seed)
     say(f"the same after {len(DEGRADATIONS)} degradations, on {len(drawn):,} images")
     names = tuple(DEGRADATIONS)
-    place = storage.join(output, DEGRADED)
+    place = files.join(output, DEGRADED)
     columns = {name: drawn[name] for name in ("uri", "split", "source", "group")} | {"label": drawn["true_label"]}
     page = manifest.Page(tables.manifest_rows(columns, len(drawn)))
     _require_the_same_drawn(page, place)
@@ -243,10 +243,10 @@ def _require_the_same_drawn(page: manifest.Page, place: str) -> None:
     """Remove the degraded scores of an interrupted run if they are not of the images that are drawn now: some that the
     storage gives only now change what is drawn from.
     """
-    begun = storage.join(place, RUN)
-    if storage.exists(begun) and storage.read_json(begun)["manifest_sha256"] != manifest.of_pages([page]).sha256:
-        storage.delete(begun)  # first: without it nothing is taken for whole
-        storage.delete_directory(place)
+    begun = files.join(place, RUN)
+    if files.exists(begun) and files.read_json(begun)["manifest_sha256"] != manifest.of_pages([page]).sha256:
+        files.delete(begun)  # first: without it nothing is taken for whole
+        files.delete_directory(place)
 
 
 def _comparison(
@@ -263,7 +263,7 @@ def _comparison(
         found = comparison.compare(ours, others, (threshold, theirs), config.seed)
     except ValueError as error:
         raise UserError(f"compare must be an evaluation of the same images: {config.compare}: {error}.") from error
-    return {"with": storage.absolute(config.compare or ""), "model_id": result["model_id"], **found}
+    return {"with": files.absolute(config.compare or ""), "model_id": result["model_id"], **found}
 
 
 def _mistakes(scored: pa.Table, threshold: Threshold, model: str, limits: Limits) -> list[mistakes.Mistake]:
@@ -273,7 +273,7 @@ def _mistakes(scored: pa.Table, threshold: Threshold, model: str, limits: Limits
         return []
     try:
         look = ray.remote(num_cpus=1)(mistakes.pictures)
-        found: list[mistakes.Mistake] = ray.get(look.remote(rows, storage.absolute(model), limits))
+        found: list[mistakes.Mistake] = ray.get(look.remote(rows, files.absolute(model), limits))
         return found
     except ray.exceptions.RayError as error:
         say(f"warning: no pictures of the errors: {cause_of(error)}")
@@ -295,14 +295,14 @@ def _write(
     labels, logits = measurement.arrays(scored)
     report_text = metrics.classification_report(labels, logits, threshold)
     pictures = figures.of_evaluation(labels, logits, result, model.temperature)
-    storage.write_json(storage.join(output, METRICS), result)
-    with storage.new_file(storage.join(output, "metrics.parquet")) as path:
+    files.write_json(files.join(output, METRICS), result)
+    with files.new_file(files.join(output, "metrics.parquet")) as path:
         pq.write_table(measurement.tidy(result), path, compression="zstd")
-    storage.write_bytes(storage.join(output, "classification_report.txt"), report_text.encode())
+    files.write_bytes(files.join(output, "classification_report.txt"), report_text.encode())
     for name, data in pictures.items():
-        storage.write_bytes(storage.join(output, "figures", f"{name}.png"), data)
+        files.write_bytes(files.join(output, "figures", f"{name}.png"), data)
     page = report.html(result, pictures, errors, report_text, run)
-    storage.write_bytes(storage.join(output, "report.html"), page.encode())
+    files.write_bytes(files.join(output, "report.html"), page.encode())
 
 
 def _say_result(result: dict[str, Any], output: str) -> None:
@@ -310,4 +310,4 @@ def _say_result(result: dict[str, Any], output: str) -> None:
     for warning in result["warnings"]:
         say(f"warning: {warning}")
     names = ("report.html", METRICS, "classification_report.txt", "figures", "predictions", RUN)
-    show("\n".join(f"  {name:26}{storage.join(output, name)}" for name in names))
+    show("\n".join(f"  {name:26}{files.join(output, name)}" for name in names))

@@ -16,7 +16,7 @@ from deepfake_ray.images import Limits, header
 from deepfake_ray.isolation import Isolated, Items
 from deepfake_ray.loading import Loaded, decoder_bytes, fetched, forgetful, given_up
 from deepfake_ray.read_ahead import fetch_ahead
-from deepfake_ray.storage import is_local
+from deepfake_ray.storage.files import is_local
 
 TIMEOUT_S = 60.0
 """For one image."""

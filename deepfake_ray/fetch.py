@@ -4,10 +4,10 @@ import os
 import re
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.s3 import get_object
-from deepfake_ray.storage import is_local, open_regular, split_uri
-from deepfake_ray.storage_errors import image_error
-from deepfake_ray.stores import REQUEST_TIMEOUT_S, object_store
+from deepfake_ray.storage.errors import image_error
+from deepfake_ray.storage.files import is_local, open_regular, split_uri
+from deepfake_ray.storage.s3 import get_object
+from deepfake_ray.storage.stores import REQUEST_TIMEOUT_S, object_store
 
 REMOTE_REQUESTS = 32
 """Requests in flight for each fetching process."""

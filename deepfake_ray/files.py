@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from deepfake_ray import storage
+from deepfake_ray.storage import files
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -113,10 +113,10 @@ def _begins_as_image(uri: str) -> bool:
     """Whether a local file announces an image, or may not be looked at, which will be its error; True for objects."""
     from deepfake_ray.containers import sniff  # loads the decoders, which most listings do without
 
-    if not storage.is_local(uri):
+    if not files.is_local(uri):
         return True
     try:
-        descriptor = storage.open_regular(uri)
+        descriptor = files.open_regular(uri)
     except PermissionError:
         return True
     except OSError:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.fft import dct
 
-from deepfake_ray import storage
 from deepfake_ray.errors import ImageError
 from deepfake_ray.images import Limits, decode_grey
+from deepfake_ray.storage import files
 
 SIDE = 32
 """Of the grey thumbnail that is hashed, in pixels."""
@@ -83,16 +83,16 @@ def near_pairs(ours: NDArray[np.uint64], theirs: NDArray[np.uint64]) -> Iterator
 
 def save(model: str, table: pa.Table) -> None:
     """Write the images that a bundle is trained on (`SCHEMA`) into it."""
-    with storage.new_file(storage.join(model, FILE)) as path:
+    with files.new_file(files.join(model, FILE)) as path:
         pq.write_table(table, path, compression="zstd")
 
 
 def load(model: str) -> pa.Table | None:
     """The images that a bundle was trained on; None if it does not say."""
-    place = storage.join(storage.absolute(model), FILE)
-    if not storage.exists(place):
+    place = files.join(files.absolute(model), FILE)
+    if not files.exists(place):
         return None
-    with storage.open_file(place) as opened:
+    with files.open_file(place) as opened:
         return pq.read_table(opened, schema=SCHEMA)
 
 

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from deepfake_ray import storage
 from deepfake_ray.errors import UserError
 from deepfake_ray.files import FILES, ROWS_PER_PAGE, is_left_out
+from deepfake_ray.storage import files
 
 INVENTORY = "manifest.json"
 
@@ -34,7 +34,7 @@ def inventory_pages(place: str) -> Iterator[pa.Table]:
         UserError: not there, or no such inventory.
     """
     try:
-        content = storage.read_json(place)
+        content = files.read_json(place)
         bucket, kind = f"s3://{content['sourceBucket']}", content["fileFormat"].lower()
         names = [name.strip().lower() for name in content["fileSchema"].split(",")] if kind == "csv" else []
         keys = [file["key"] for file in content["files"]]
@@ -53,12 +53,12 @@ def inventory_pages(place: str) -> Iterator[pa.Table]:
             for table in readers[kind](part):
                 yield _inventory_files(table, bucket)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"The inventory's {part} must be readable: {storage.first_line(error)}.") from error
+            raise UserError(f"The inventory's {part} must be readable: {files.first_line(error)}.") from error
 
 
 def _part_of_inventory(place: str, key: str) -> str:
-    if not storage.is_local(place):
-        return storage.join(storage.split_uri(place)[0], key)
+    if not files.is_local(place):
+        return files.join(files.split_uri(place)[0], key)
     folder = os.path.dirname(place)
     while not os.path.exists(os.path.join(folder, key)):
         if folder == os.path.dirname(folder):
@@ -80,7 +80,7 @@ _INVENTORY_COLUMNS = {
 
 def _inventory_csv(part: str, names: Sequence[str]) -> Iterator[pa.Table]:
     columns = [_INVENTORY_COLUMNS.get(name, name) for name in names]
-    fs, path = storage.filesystem(part)
+    fs, path = files.filesystem(part)
     with fs.open_input_stream(path) as stream:  # gunzips by the suffix
         read = pacsv.ReadOptions(column_names=columns)
         convert = pacsv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()))
@@ -91,7 +91,7 @@ def _inventory_csv(part: str, names: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _inventory_parquet(part: str) -> Iterator[pa.Table]:
-    with storage.open_file(part) as file:
+    with files.open_file(part) as file:
         parquet = pq.ParquetFile(file)  # less eager than a dataset, whose memory is that of whole row groups
         columns = [name for name in parquet.schema_arrow.names if name in _INVENTORY_COLUMNS.values()]
         for batch in parquet.iter_batches(columns=columns, batch_size=ROWS_PER_PAGE):

@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema
 from deepfake_ray.errors import UserError
-from deepfake_ray.uris import normalised
+from deepfake_ray.storage import files
+from deepfake_ray.storage.uris import normalised
 
 LABEL_COLUMNS = {"true_label": "label", "split": "split", "source": "source", "group": "group"}
 """Column of the predictions -> of the labels."""
@@ -22,14 +23,14 @@ def scoring_run(place: str) -> dict[str, Any]:
     Raises:
         UserError: there is none, or the run is not finished.
     """
-    uri = storage.join(storage.absolute(place), "run.json")
+    uri = files.join(files.absolute(place), "run.json")
     try:
-        run: dict[str, Any] = storage.read_json(uri)
+        run: dict[str, Any] = files.read_json(uri)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"predictions must be the output of jobs/score.py: {place} has no run.json; give its --output."
         ) from error
-    if not storage.is_finished(storage.absolute(place)):
+    if not files.is_finished(files.absolute(place)):
         raise UserError(f"predictions must be finished: {place} is not; add --resume to its jobs/score.py.")
     return run
 
@@ -49,14 +50,14 @@ def join(place: str, labels: pa.Table, output: str) -> dict[str, int]:
     Raises:
         UserError: no prediction is for a labelled image.
     """
-    fs, path = storage.filesystem(storage.join(storage.absolute(place), "predictions"))
+    fs, path = files.filesystem(files.join(files.absolute(place), "predictions"))
     # With its schema, an output of an earlier version has the columns that it lacks, as nulls.
     data = pads.dataset(path, schema=schema.PREDICTIONS, filesystem=fs, format="parquet")
     uris = labels["uri"].combine_chunks()
     matched = np.zeros(len(labels), bool)
     num_images = num_errors = num_rows = 0
     with (
-        storage.new_file(storage.join(output, "predictions", "part-00000.parquet")) as file,
+        files.new_file(files.join(output, "predictions", "part-00000.parquet")) as file,
         pq.ParquetWriter(file, schema.PREDICTIONS, compression="zstd") as writer,
     ):
         for batch in data.to_batches():

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from deepfake_ray import bundle, manifest, schema, storage
+from deepfake_ray import bundle, manifest, schema
 from deepfake_ray.errors import UserError
 from deepfake_ray.loading import Loaded
 from deepfake_ray.scores import require_same_precision
+from deepfake_ray.storage import files
 
 FILE = "known.sqlite"
 _FACTS = ("sha256", "num_bytes", "format", "width", "height", "jpeg_quality", "logit")
@@ -37,13 +38,13 @@ def build(earlier: str, model: bundle.Spec, precision: str, place: str, *, num_c
     Raises:
         UserError: no predictions there, or of another number of crops, or this model's in another precision.
     """
-    earlier = storage.absolute(earlier)
+    earlier = files.absolute(earlier)
     output = earlier.removesuffix("/predictions")
-    predictions = storage.join(output, "predictions")
-    if not storage.exists(predictions):
+    predictions = files.join(output, "predictions")
+    if not files.exists(predictions):
         raise UserError(f"skip-known must name the output of a scoring run: {earlier} has no predictions/; check it.")
-    run = storage.join(output, "run.json")
-    about = storage.read_json(run) if storage.exists(run) else {}
+    run = files.join(output, "run.json")
+    about = files.read_json(run) if files.exists(run) else {}
     crops = about.get("config", {}).get("crops", 1)
     if crops != num_crops:
         raise UserError(
@@ -54,12 +55,12 @@ def build(earlier: str, model: bundle.Spec, precision: str, place: str, *, num_c
         require_same_precision(
             f"skip-known must name scores of the same precision: {earlier}", about.get("precision"), precision
         )
-    with storage.new_file(place) as path:
+    with files.new_file(place) as path:
         database = sqlite3.connect(path)
         # A crash leaves nothing to repair: the file appears when it is whole.
         database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;")
         database.execute("CREATE TABLE versions (row INTEGER PRIMARY KEY, version BLOB)")
-        database.executemany("INSERT INTO versions VALUES (?, ?)", _versions(storage.join(output, "manifest")))
+        database.executemany("INSERT INTO versions VALUES (?, ?)", _versions(files.join(output, "manifest")))
         database.execute(f"CREATE TABLE scores (row INTEGER PRIMARY KEY, {', '.join(_FACTS)})")
         places = ", ".join("?" * (1 + len(_FACTS)))
         database.executemany(
@@ -80,7 +81,7 @@ def build(earlier: str, model: bundle.Spec, precision: str, place: str, *, num_c
 
 
 def _versions(place: str) -> Iterator[tuple[int, bytes]]:
-    if not storage.exists(place):
+    if not files.exists(place):
         return
     for rows in manifest.read_columns(place, ["row", "uri", "etag", "num_bytes", "mtime"]):
         for row, *facts in zip(*rows.to_pydict().values(), strict=True):
@@ -101,7 +102,7 @@ def version_of(uri: str, etag: str | None, num_bytes: int | None, mtime: datetim
 
 
 def _scores(place: str, model_id: str) -> Iterator[tuple[object, ...]]:
-    fs, path = storage.filesystem(place)
+    fs, path = files.filesystem(place)
     data = pads.dataset(path, filesystem=fs, format="parquet")
     wanted = (pc.field("status") == schema.OK) & (pc.field("model_id") == model_id)
     columns = ["row", *_FACTS]
@@ -116,7 +117,7 @@ class Known:
     def __init__(self, place: str):
         with tempfile.TemporaryDirectory() as folder:
             # An open file needs no name: nothing stays behind, however the process ends.
-            path = storage.local_copy(place, folder)
+            path = files.local_copy(place, folder)
             self._database = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
             self._ask("rowid", -1)  # opens the file
         self._lock = threading.Lock()

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import folders, schema, storage
+from deepfake_ray import folders, schema
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
 from deepfake_ray.inventory import is_inventory
 from deepfake_ray.manifest import Manifest, count, list_images, numbered
 from deepfake_ray.schema import FAKE_NAMES, REAL_NAMES, SPLIT_NAMES
+from deepfake_ray.storage import files
 from deepfake_ray.tables import is_table
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def read_labelled(
     Raises:
         UserError: see the messages.
     """
-    data = storage.absolute(data)
+    data = files.absolute(data)
     manifest = list_images(data, shared_storage=shared_storage)
     table = manifest.table
     keys = _keys(table, data)
@@ -132,7 +133,7 @@ def _keys(table: pa.Table, data: str) -> list[str]:
 
 def _below_bucket(key: str) -> str:
     """The bucket of an inventory is no folder of the data."""
-    return storage.split_uri(key)[1] if storage.scheme_of(key) else key
+    return files.split_uri(key)[1] if files.scheme_of(key) else key
 
 
 def _set(table: pa.Table, name: str, values: Sequence[str | None]) -> pa.Table:
@@ -187,7 +188,7 @@ def _below_odd(data: str, path: str) -> str:
     if not is_inventory(data):
         for number, name in enumerate(names, 1):
             if folders.read(name).odd_split:
-                place = storage.join(data, *names[:number])
+                place = files.join(data, *names[:number])
                 return f", give --data {place} alone (names count from below --data on)"
     return ""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import bucket_listing, storage
+from deepfake_ray import bucket_listing
 from deepfake_ray.bucket_listing import PREFIXES_AT_ONCE as PREFIXES_AT_ONCE
 from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
@@ -18,7 +18,8 @@ from deepfake_ray.files import FILES as FILES
 from deepfake_ray.files import ROWS_PER_PAGE as ROWS_PER_PAGE
 from deepfake_ray.files import Pick as Pick
 from deepfake_ray.files import is_left_out, is_output, page
-from deepfake_ray.storage_errors import remedy, said
+from deepfake_ray.storage import files
+from deepfake_ray.storage.errors import remedy, said
 
 Names = tuple[pa.Array, pa.Array]
 """Of the files and of the folders in a folder, sorted."""
@@ -39,7 +40,7 @@ def files_in(place: str, *, at_once: int = PREFIXES_AT_ONCE) -> Iterator[pa.Tabl
         UserError: no such place, or it cannot be listed.
     """
     _require_no_container(place)
-    is_local = storage.is_local(place)
+    is_local = files.is_local(place)
     if is_local and not os.path.lexists(place):
         raise _absent(place)
     try:
@@ -48,7 +49,7 @@ def files_in(place: str, *, at_once: int = PREFIXES_AT_ONCE) -> Iterator[pa.Tabl
             for listed in bucket_listing.list_remote(place, at_once):
                 num_files += len(listed)
                 yield listed
-            if not num_files and not storage.exists(place):
+            if not num_files and not files.exists(place):
                 raise _absent(place)
         elif os.path.isdir(place):
             yield from _Walk(place).pages()
@@ -72,7 +73,7 @@ _CONTAINERS = {
 
 def _require_no_container(place: str) -> None:
     """Refuse one file that holds images, or their names, in a way that is not read."""
-    if storage.is_local(place) and os.path.isdir(place):
+    if files.is_local(place) and os.path.isdir(place):
         return
     for kind, (suffixes, advice) in _CONTAINERS.items():
         if suffixes.search(place.lower()):

@@ -14,8 +14,8 @@ from deepfake_ray.memory_limit import renew
 from deepfake_ray.preparation import CENTER, Place, Preparation, prepare
 from deepfake_ray.read_ahead import fetch_ahead
 from deepfake_ray.stopwatch import Stopwatch
-from deepfake_ray.storage import is_local
-from deepfake_ray.stores import REQUEST_TIMEOUT_S
+from deepfake_ray.storage.files import is_local
+from deepfake_ray.storage.stores import REQUEST_TIMEOUT_S
 
 
 @dataclass(kw_only=True)

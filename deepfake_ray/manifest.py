@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema
 from deepfake_ray.digest import Digest
 from deepfake_ray.errors import UserError
 from deepfake_ray.inventory import inventory_pages, is_inventory
 from deepfake_ray.listing import PREFIXES_AT_ONCE, Pick, files_in
 from deepfake_ray.repetition import Distinct, hashes_of, repeated
+from deepfake_ray.storage import files
 from deepfake_ray.tables import is_table, manifest_rows, table_pages
 
 OTHER_FILES = "_other_files.parquet"
@@ -82,7 +83,7 @@ def pages_of(
         UserError: no such place, one without an image, or a table without a column `uri`.
     """
     left = limit
-    for place in map(storage.absolute, places):
+    for place in map(files.absolute, places):
         num_images, others = 0, 0
         for page in _pages_of_place(place, pick or Pick(), limit, shared_storage):
             rows = page.rows if left is None else page.rows.slice(0, left)
@@ -229,7 +230,7 @@ class Writer:
             writer._finish()
         distinct.require_agreement()
         for part in parts[-(-writer._num_rows // ROWS_PER_FILE) :]:
-            storage.delete(part)
+            files.delete(part)
         number = self._num_repeated + distinct.num_repeated
         return Listed(writer._num_rows, self._num_others, writer._digest.hexdigest(), number)
 
@@ -247,7 +248,7 @@ class Writer:
         self._keys.append(hashes_of(group["uri"]))
         if self._num_rows % ROWS_PER_FILE == 0:
             self._part.close()
-            place = storage.join(self._uri, f"part-{self._num_rows // ROWS_PER_FILE:05d}.parquet")
+            place = files.join(self._uri, f"part-{self._num_rows // ROWS_PER_FILE:05d}.parquet")
             self._writer = _parquet_writer(self._part, place, schema.MANIFEST)
         assert self._writer is not None
         self._writer.write_table(group, row_group_size=ROWS_PER_GROUP)
@@ -257,14 +258,14 @@ class Writer:
     def _add_others(self, uris: Sequence[str]) -> None:
         table = pa.table({"uri": pa.array(uris, pa.string())})
         if self._other_writer is None:
-            self._other_writer = _parquet_writer(self._others, storage.join(self._uri, OTHER_FILES), table.schema)
+            self._other_writer = _parquet_writer(self._others, files.join(self._uri, OTHER_FILES), table.schema)
         self._other_writer.write_table(table)
         self._num_others += len(uris)
 
 
 def _parquet_writer(opened: ExitStack, place: str, columns: pa.Schema) -> pq.ParquetWriter:
     """A writer of a file that appears when `opened` is closed without an error."""
-    path = opened.enter_context(storage.new_file(place))
+    path = opened.enter_context(files.new_file(place))
     return opened.enter_context(pq.ParquetWriter(path, columns, compression="zstd"))
 
 
@@ -276,13 +277,13 @@ def write(manifest: Manifest, uri: str) -> Listed:
 
 
 def _parts(uri: str) -> list[str]:
-    return [storage.join(uri, name) for name in storage.list_names(uri) if name.startswith("part-")]
+    return [files.join(uri, name) for name in files.list_names(uri) if name.startswith("part-")]
 
 
 def read_columns(uri: str, names: list[str]) -> Iterator[pa.Table]:
     """Some columns of a written manifest, a row group at a time."""
     for part in _parts(uri):
-        with storage.open_file(part) as file:
+        with files.open_file(part) as file:
             parquet = pq.ParquetFile(file)
             for group in range(parquet.num_row_groups):
                 yield parquet.read_row_group(group, columns=names)
@@ -308,7 +309,7 @@ def chunks(uri: str, rows_per_chunk: int) -> list[Chunk]:
     """Cut a written manifest into chunks, in row order; row groups are cut for themselves."""
     found: list[Chunk] = []
     for part in _parts(uri):
-        fs, path = storage.filesystem(part)
+        fs, path = files.filesystem(part)
         metadata = pq.read_metadata(path, filesystem=fs)
         for group in range(metadata.num_row_groups):
             num_rows = metadata.row_group(group).num_rows
@@ -325,5 +326,5 @@ def read_chunk(chunk: Chunk) -> pa.Table:
 @lru_cache(maxsize=1)
 def _read_group(uri: str, row_group: int) -> pa.Table:
     """A reader works through the chunks of one row group, more or less."""
-    with storage.open_file(uri) as file:
+    with files.open_file(uri) as file:
         return pq.ParquetFile(file).read_row_group(row_group)

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.manifest import Chunk
 from deepfake_ray.scorer import chunk_file
 from deepfake_ray.session import cause_of, off_the_head
+from deepfake_ray.storage import files
 
 CHUNKS = "chunks"
 ROWS_PER_PART = 1_000_000
@@ -79,8 +80,8 @@ class Layout:
     """
 
     def __init__(self, output: str, chunks: Sequence[Chunk], tasks: Tasks | None = None):
-        self.predictions = storage.join(output, "predictions")
-        self.chunk_folder = storage.join(output, CHUNKS)
+        self.predictions = files.join(output, "predictions")
+        self.chunk_folder = files.join(output, CHUNKS)
         self._tasks = tasks or RayTasks()
         self._chunks = chunks
         self._parts: list[list[int]] = []
@@ -101,9 +102,9 @@ class Layout:
         of the storage, which may give them now.
         """
         for folder in (self.chunk_folder, self.predictions):
-            storage.delete_leftovers(folder)
-        merged = set(storage.list_names(self.predictions))
-        names = set(storage.list_names(self.chunk_folder))
+            files.delete_leftovers(folder)
+        merged = set(files.list_names(self.predictions))
+        names = set(files.list_names(self.chunk_folder))
         self._is_merged = [_part_name(part) in merged for part in range(len(self._parts))]
         with ThreadPoolExecutor(FILES_AT_ONCE) as threads:
             found = threads.map(self._missing_in, range(len(self._parts)))
@@ -125,7 +126,7 @@ class Layout:
         indices = self._parts[part]
         if not self._is_merged[part]:
             return set(indices)
-        with storage.open_file(self._part_file(part)) as opened:
+        with files.open_file(self._part_file(part)) as opened:
             codes = pq.read_table(opened, columns=["error_code"])["error_code"]
         failed = np.flatnonzero(_of_the_storage(codes).to_numpy())
         ends = self._ends(part)
@@ -141,7 +142,7 @@ class Layout:
         return np.array(list(accumulate(self._chunks[index].num_rows for index in self._parts[part])))
 
     def _part_file(self, part: int) -> str:
-        return storage.join(self.predictions, _part_name(part))
+        return files.join(self.predictions, _part_name(part))
 
     def written(self, index: int) -> None:
         """Note that a chunk has its file; the last one that a part waits for sets its writing going."""
@@ -163,7 +164,7 @@ class Layout:
             JobError: a part cannot be written.
         """
         self._tasks.wait()
-        storage.delete_directory(self.chunk_folder)
+        files.delete_directory(self.chunk_folder)
 
 
 def _part_name(part: int) -> str:
@@ -175,15 +176,15 @@ def _of_the_storage(codes: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _storage_failed(file: str) -> bool:
-    with storage.open_file(file) as opened:
+    with files.open_file(file) as opened:
         codes = pq.read_table(opened, columns=["error_code"])["error_code"]
     return bool(pc.any(_of_the_storage(codes)).as_py())
 
 
 def merge(paths: Sequence[str], part: str) -> None:
     """Write the rows of some files, in order, into one, and remove them. May be run again, however far it came."""
-    if not storage.exists(part):
-        with storage.new_file(part) as path, contextlib.ExitStack() as stack:
+    if not files.exists(part):
+        with files.new_file(part) as path, contextlib.ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
             pending: list[pa.Table] = []
             for file in paths:
@@ -210,9 +211,9 @@ def amend(paths: Sequence[str], ends: Sequence[int], part: str) -> None:
     Raises:
         JobError: the files are of other images.
     """
-    there = set(storage.list_names(paths[0].rsplit("/", 1)[0]))
+    there = set(files.list_names(paths[0].rsplit("/", 1)[0]))
     anew = [file.rsplit("/", 1)[1] in there for file in paths]
-    with storage.open_file(part) as opened, storage.new_file(part) as path:
+    with files.open_file(part) as opened, files.new_file(part) as path:
         before = pq.ParquetFile(opened)
         per_row = before.metadata.num_rows // ends[-1]
         bounds = np.array([0, *ends]) * per_row
@@ -245,7 +246,7 @@ def _columns_of(found: pa.Schema) -> pa.Schema:
 
 
 def _rows_of(file: str) -> pa.Table:
-    with storage.open_file(file) as opened:
+    with files.open_file(file) as opened:
         return _completed(pq.read_table(opened))
 
 
@@ -261,4 +262,4 @@ def _completed(rows: pa.Table) -> pa.Table:
 def _remove(paths: Sequence[str]) -> None:
     for file in paths:
         with contextlib.suppress(FileNotFoundError):
-            storage.delete(file)
+            files.delete(file)

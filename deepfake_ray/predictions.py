@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema
 from deepfake_ray.errors import JobError
+from deepfake_ray.storage import files
 
 ONE_SIDED = 0.98
 """Warn when more than this share of the verdicts is the same."""
@@ -16,7 +17,7 @@ ONE_SIDED = 0.98
 
 def read_predictions(output: str, columns: list[str] | None = None) -> pa.Table:
     """All rows of OUTPUT/predictions, in manifest order; with `row` and the columns, or all of them."""
-    fs, path = storage.filesystem(storage.join(output, "predictions"))
+    fs, path = files.filesystem(files.join(output, "predictions"))
     wanted = None if columns is None else list(dict.fromkeys(["row", *columns]))
     return pads.dataset(path, filesystem=fs, format="parquet").to_table(columns=wanted).sort_by("row")
 
@@ -27,7 +28,7 @@ def count(predictions: str, num_expected: int) -> dict[str, Any]:
     Raises:
         JobError: they are not exactly as many as they have to be.
     """
-    fs, path = storage.filesystem(predictions)
+    fs, path = files.filesystem(predictions)
     data = pads.dataset(path, filesystem=fs, format="parquet")
     codes: Counter[str] = Counter()
     called: Counter[str] = Counter()

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, fingerprints, schema, storage, summaries
+from deepfake_ray import bundle, fingerprints, schema, summaries
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.errors import JobError, UserError
@@ -17,9 +17,10 @@ from deepfake_ray.evaluation_text import number
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.loading import Loader
-from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.session import check_places
+from deepfake_ray.storage import files
+from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.tuning import save_tuned
 
 BATCH_SIZE = 16
@@ -35,9 +36,9 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
         UserError: see the messages.
         JobError: no image could be read.
     """
-    output = storage.absolute(config.output)
-    place = storage.join(output, "model")
-    if config.resume and storage.is_finished(output):
+    output = files.absolute(config.output)
+    place = files.join(output, "model")
+    if config.resume and files.is_finished(output):
         finished = bundle.load_spec(place)
         require_quantised_of(config, output, finished)
         return finished
@@ -47,7 +48,7 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
 
 def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock) -> bundle.Spec:
     if not config.resume:
-        storage.require_new_output(output, resumable=True)
+        files.require_new_output(output, resumable=True)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
@@ -68,7 +69,7 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
         validation,
         config,
         lock,
-        draft=storage.join(output, "draft"),
+        draft=files.join(output, "draft"),
         use_gpu=False,
         prior=spec.prior,
     )
@@ -85,7 +86,7 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
 
 def quantize_to_summary(config: QuantizeConfig) -> dict[str, Any]:
     """What jobs/quantize.py does: `quantize`, and its summary."""
-    return summaries.of_bundle(quantize(config), storage.absolute(config.output))
+    return summaries.of_bundle(quantize(config), files.absolute(config.output))
 
 
 def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:
@@ -94,7 +95,7 @@ def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:
     limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     say(f"calibration on {len(uris):,} training images")
     calibrated = ray.remote(num_cpus=1)(_calibrated)
-    scales: bundle.Scales | str = ray.get(calibrated.remote(storage.absolute(config.model), uris, limits))
+    scales: bundle.Scales | str = ray.get(calibrated.remote(files.absolute(config.model), uris, limits))
     if isinstance(scales, str):
         raise UserError(f"model must be one that can be quantised: {config.model}: {scales}; take another arch.")
     if not scales:

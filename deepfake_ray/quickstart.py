@@ -5,11 +5,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import interrupts, sample, storage, summaries
+from deepfake_ray import interrupts, sample, summaries
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.evaluation import evaluate
 from deepfake_ray.scoring import score
+from deepfake_ray.storage import files
 from deepfake_ray.training import train
 
 EPOCHS = 6
@@ -49,7 +50,7 @@ def _advise(job: str, config: Any, *flags: str) -> None:
     """Tell how a step is gone on with, should it be interrupted."""
 
     def advice() -> str:
-        if storage.is_finished(config.output):
+        if files.is_finished(config.output):
             return f"{Path(config.output).parent} holds what was done, {Path(config.output).name}/ included"
         words = ["python", f"jobs/{job}.py"]
         for flag in flags:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from deepfake_ray import bundle, storage
+from deepfake_ray import bundle
 from deepfake_ray.config import FREE_TO_CHANGE, EvaluateConfig, JobConfig, QuantizeConfig, ScoreConfig, require_same_run
 from deepfake_ray.console import say
 from deepfake_ray.error_watch import by_code
 from deepfake_ray.errors import OF_THE_STORAGE, UserError
-from deepfake_ray.output_lock import held
+from deepfake_ray.storage import files
+from deepfake_ray.storage.output_lock import held
 
 RUN, CONFIG, DEGRADED = "run.json", "config.json", "degraded"
 _OF_EACH_SOURCE = frozenset({"data", "labels", "group_regex", "split_by", "limit"})
@@ -25,25 +26,25 @@ def scores_are_done(config: ScoreConfig | EvaluateConfig, output: str) -> bool:
     Raises:
         UserError: it is of something else than what is asked.
     """
-    if not (config.resume and storage.is_finished(output)):
+    if not (config.resume and files.is_finished(output)):
         return False
-    if not storage.exists(storage.join(output, RUN)):
+    if not files.exists(files.join(output, RUN)):
         raise UserError(
             f"--resume goes on with the same run: {output} is finished and has no {RUN}, so it is of another job; name "
             "another output."
         )
-    run = storage.read_json(storage.join(output, RUN))
+    run = files.read_json(files.join(output, RUN))
     require_same_scores(config, run)
     if run.get("status") != "finished":  # a run that was held up, and lost the output meanwhile, wrote it last
         return False
-    predictions = storage.join(output, "predictions")
-    if isinstance(config, ScoreConfig) and not storage.list_names(predictions):
+    predictions = files.join(output, "predictions")
+    if isinstance(config, ScoreConfig) and not files.list_names(predictions):
         say(f"{output} is finished, but {predictions} is gone: once more")
         return False
     missing = _not_given(run)
-    degraded = storage.join(output, DEGRADED, RUN)
-    if storage.exists(degraded):
-        missing |= _not_given(storage.read_json(degraded))
+    degraded = files.join(output, DEGRADED, RUN)
+    if files.exists(degraded):
+        missing |= _not_given(files.read_json(degraded))
     if missing:
         say(f"{output} is finished, but for images that the storage failed to give ({by_code(missing)}): once more")
         return False
@@ -123,13 +124,13 @@ def is_done(config: JobConfig, output: str, what: str) -> bool:
     Raises:
         UserError: it is of something else than what is asked.
     """
-    if not (config.resume and storage.is_finished(output)):
+    if not (config.resume and files.is_finished(output)):
         return False
-    settings, of_first = storage.join(output, CONFIG), storage.join(output, "all", CONFIG)
-    if storage.exists(settings):
-        require_same_request(config, storage.read_json(settings))
-    elif storage.exists(of_first):  # of leave-one-source-out in a version that kept none for the whole
-        before = storage.read_json(of_first)
+    settings, of_first = files.join(output, CONFIG), files.join(output, "all", CONFIG)
+    if files.exists(settings):
+        require_same_request(config, files.read_json(settings))
+    elif files.exists(of_first):  # of leave-one-source-out in a version that kept none for the whole
+        before = files.read_json(of_first)
         require_same_request(config, {name: before[name] for name in before if name not in _OF_EACH_SOURCE})
     _say_finished(output, what)
     return True
@@ -185,6 +186,6 @@ def require_quantised_of(config: QuantizeConfig, output: str, quantised: bundle.
 
 def _say_finished(output: str, what: str, advice: str = "") -> None:
     say(f"{output} is finished already: {what}; nothing to do{advice}")
-    if storage.exists(storage.join(output, storage.LOCK)):
+    if files.exists(files.join(output, files.LOCK)):
         with held(output):  # of a run that was killed at its very end: it goes with this one
             pass

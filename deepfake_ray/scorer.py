@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, manifest, schema, storage
+from deepfake_ray import bundle, manifest, schema
 from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.images import Limits, Pixels
@@ -24,6 +24,7 @@ from deepfake_ray.memory_limit import lifted
 from deepfake_ray.preparation import spread
 from deepfake_ray.scores import HIGHEST, Threshold, called_fake, p_fake_of
 from deepfake_ray.stopwatch import Stopwatch
+from deepfake_ray.storage import files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +91,7 @@ Place = tuple[int, int]
 
 def chunk_file(folder: str, index: int) -> str:
     """Where the rows of a chunk go."""
-    return storage.join(folder, f"chunk-{index:07d}.parquet")
+    return files.join(folder, f"chunk-{index:07d}.parquet")
 
 
 class ChunkScorer:
@@ -251,7 +252,7 @@ class _Forward:
                 )
             logits[place] = logit
         table = predictions(work.rows, work.images, logits, self._predictor.spec, self._spec)
-        with storage.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:
+        with files.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:
             pq.write_table(table, path, compression="zstd")
 
 

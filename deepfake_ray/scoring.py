@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from deepfake_ray import bundle, known, manifest, precision, predictions, storage
+from deepfake_ray import bundle, known, manifest, precision, predictions
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.console import Progress, duration, say, show
@@ -22,7 +22,6 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.listing import Pick
 from deepfake_ray.monitoring import RunMetrics
-from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
@@ -31,6 +30,8 @@ from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scorer import Report, ScorerSpec
 from deepfake_ray.scores import Threshold, in_digits, require_same_precision
 from deepfake_ray.session import Patience, check_places
+from deepfake_ray.storage import files
+from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.tally import Tally
 
 MANIFEST = "manifest"
@@ -52,9 +53,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         UserError: see the messages.
         JobError: no image could be scored, or too many could not.
     """
-    output = storage.absolute(config.output)
+    output = files.absolute(config.output)
     if scores_are_done(config, output):
-        finished: dict[str, Any] = storage.read_json(storage.join(output, RUN))
+        finished: dict[str, Any] = files.read_json(files.join(output, RUN))
         return finished
     with held(output) as lock:
         return _score(config, output, lock)
@@ -69,7 +70,7 @@ def _score(config: ScoreConfig, output: str, lock: OutputLock) -> dict[str, Any]
         lock,
     )
     lock.mark_finished()
-    show(f"  predictions  {storage.join(output, 'predictions')}\n  summary      {storage.join(output, RUN)}")
+    show(f"  predictions  {files.join(output, 'predictions')}\n  summary      {files.join(output, RUN)}")
     return summary
 
 
@@ -91,8 +92,8 @@ def score_manifest(
         degradations: names of `DEGRADATIONS`; the predictions are for the images after each of them.
         stage: what progress is called; the result is said of `STAGE` alone, and not of degradations.
     """
-    output = storage.absolute(config.output)
-    run_uri = storage.join(output, RUN)
+    output = files.absolute(config.output)
+    run_uri = files.join(output, RUN)
     model = bundle.load_spec(config.model)
     if config.crops > 1 and model.preparation.resize != CROP:
         raise UserError(
@@ -104,12 +105,12 @@ def score_manifest(
             f"A quantised model runs on CPUs, in integers: {config.model} cannot be used with --compile, --use-gpu yes "
             "or --precision bf16; leave them out, or give the model that it was made of."
         )
-    resuming = config.resume and storage.exists(run_uri)
+    resuming = config.resume and files.exists(run_uri)
     if resuming:
-        run = storage.read_json(run_uri)
+        run = files.read_json(run_uri)
         require_same_scores(config, run)
     elif not config.resume:
-        storage.require_new_output(output, resumable=True)
+        files.require_new_output(output, resumable=True)
 
     def plan(nodes: Sequence[Node]) -> ScoringPlacement:
         return plan_scoring(nodes, config.num_workers, "no" if model.scales else config.use_gpu)
@@ -120,15 +121,15 @@ def score_manifest(
     if resuming:
         require_same_precision("--resume goes on with the same run", run.get("precision"), computes_in)
     if config.resume:
-        storage.mark_unfinished(output)  # nothing refuses it any more
+        files.mark_unfinished(output)  # nothing refuses it any more
     if not resuming:
         run = _begin(config, model, computes_in, placement, pages, lock, max(1, len(degradations)))
-    manifest_uri = storage.join(output, MANIFEST)
+    manifest_uri = files.join(output, MANIFEST)
     if run["num_other_files"]:
         say(f"{run['num_other_files']:,} other files are no images; see {manifest_uri}/{manifest.OTHER_FILES}")
     layout = Layout(output, manifest.chunks(manifest_uri, run["rows_per_chunk"]))
     spec = ScorerSpec(
-        model=storage.absolute(config.model),
+        model=files.absolute(config.model),
         chunks=layout.chunk_folder,
         threshold=model.threshold(config.threshold),
         batch_size=run["batch_size"],
@@ -150,9 +151,9 @@ def score_manifest(
 
     def write(run: dict[str, Any]) -> None:
         lock.require()
-        storage.write_json(run_uri, run)
+        files.write_json(run_uri, run)
 
-    if left and config.skip_known is not None and not storage.exists(_known_file(config)):
+    if left and config.skip_known is not None and not files.exists(_known_file(config)):
         _build_known(config, model, computes_in)
     tally = Tally(run, write, has_profile=config.profile)
     if left:
@@ -200,9 +201,9 @@ def _begin(
     variants: int,
 ) -> dict[str, Any]:
     """List the images and write all that a resumed run needs; returns `run.json` as it begins."""
-    output = storage.absolute(config.output)
+    output = files.absolute(config.output)
     say("listing the images ...")
-    listed = _list(pages, storage.join(output, MANIFEST))
+    listed = _list(pages, files.join(output, MANIFEST))
     if listed.num_repeated_uris:
         say(f"{listed.num_repeated_uris:,} URIs were named again: each image is scored once")
     batch_size, rows_per_chunk = _sizes(listed.num_images, config, placement, model.preparation, variants)
@@ -223,7 +224,7 @@ def _begin(
     if config.skip_known is not None:
         _build_known(config, model, computes_in)
     lock.require()
-    storage.write_json(storage.join(output, RUN), run)  # last: an output that has it has the rest
+    files.write_json(files.join(output, RUN), run)  # last: an output that has it has the rest
     return run
 
 
@@ -234,13 +235,13 @@ def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec, compu
 
 
 def _known_file(config: ScoreConfig | EvaluateConfig) -> str:
-    return storage.join(storage.absolute(config.output), CHUNKS, known.FILE)
+    return files.join(files.absolute(config.output), CHUNKS, known.FILE)
 
 
 def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> manifest.Listed:
     """Write the manifest; if that fails, nothing of it stays."""
     last_line = time.monotonic()
-    storage.delete_directory(manifest_uri)  # of a run that was killed while it listed
+    files.delete_directory(manifest_uri)  # of a run that was killed while it listed
     try:
         with manifest.Writer(manifest_uri) as writer:
             for page in pages():
@@ -250,7 +251,7 @@ def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> ma
                     say(f"list: {writer.num_images:,} images")
             return writer.close()
     except BaseException:
-        storage.delete_directory(manifest_uri)
+        files.delete_directory(manifest_uri)
         raise
 
 

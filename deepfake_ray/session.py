@@ -12,11 +12,12 @@ from typing import Self
 
 import ray
 
-from deepfake_ray import interrupts, storage
+from deepfake_ray import interrupts
 from deepfake_ray.alone import MARK, end_helpers, is_alone
 from deepfake_ray.console import say
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.placement import DATA_LABEL, Node
+from deepfake_ray.storage import files
 
 QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}
 """Ray Data logs the loss of a node as an error, with its traceback; what ends a run is raised as well."""
@@ -125,9 +126,9 @@ def _init(address: str | None, *, first: bool) -> None:
     except Exception as error:  # the time-out of a node's start is an Exception and nothing more
         if address and isinstance(error, (ConnectionError, ValueError, RuntimeError)):
             asks = "AuthToken" in str(error.__cause__)
-            raise _refused("it asks for a token" if asks else storage.first_line(error)) from error
+            raise _refused("it asks for a token" if asks else files.first_line(error)) from error
         ray.shutdown()
-        reason = storage.first_line(error)
+        reason = files.first_line(error)
         if not first:
             raise JobError(
                 f"Ray did not start, twice: {reason}; see /tmp/ray/session_latest/logs, whether the machine is busy, "
@@ -229,8 +230,8 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
         # Of what an actor raised while it was made, Ray keeps the traceback's text alone.
         after_last_frame = str(error).rpartition('\n  File "')[2].splitlines()[1:]
-        return next((line for line in after_last_frame if line[:1].strip()), storage.first_line(error))
-    return f"{type(error).__name__}: {storage.first_line(error)}"
+        return next((line for line in after_last_frame if line[:1].strip()), files.first_line(error))
+    return f"{type(error).__name__}: {files.first_line(error)}"
 
 
 def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) -> None:
@@ -242,7 +243,7 @@ def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) ->
     places = [*inputs, output]
     if len(cluster_nodes()) > 1 and not shared_storage:
         for place in places:
-            if storage.is_local(place):
+            if files.is_local(place):
                 raise UserError(
                     f"On a cluster of several nodes each path must be reachable from all: {place} is local; use a "
                     "URI such as s3://..., or add --shared-storage if all nodes mount it."
@@ -260,11 +261,11 @@ def _problem(inputs: Sequence[str], output: str) -> str:
     """What is wrong, or nothing; runs where workers do."""
     try:
         for place in inputs:
-            if not storage.exists(place):
+            if not files.exists(place):
                 return f"The workers must reach the input: {place} does not exist there; check path and credentials."
-        mark = storage.join(output, f".probe-{os.getpid()}")
-        storage.write_bytes(mark, b"")
-        storage.delete(mark)
+        mark = files.join(output, f".probe-{os.getpid()}")
+        files.write_bytes(mark, b"")
+        files.delete(mark)
     except UserError as error:
         return str(error)
     except OSError as error:

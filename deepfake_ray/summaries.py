@@ -3,14 +3,15 @@
 from dataclasses import asdict
 from typing import Any
 
-from deepfake_ray import bundle, storage
+from deepfake_ray import bundle
+from deepfake_ray.storage import files
 
 
 def of_bundle(spec: bundle.Spec, output: str) -> dict[str, Any]:
     """Of a job that wrote OUTPUT/model: where it is, and what its validation split says of it."""
     return {
         "output": output,
-        "model": storage.join(output, "model"),
+        "model": files.join(output, "model"),
         "model_id": spec.model_id,
         "arch": spec.arch,
         "image_size": spec.preparation.image_size,

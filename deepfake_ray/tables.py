@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from deepfake_ray import folders, schema, storage, text_tables
+from deepfake_ray import folders, schema, text_tables
 from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
 from deepfake_ray.files import ROWS_PER_PAGE
 from deepfake_ray.inventory import is_inventory
-from deepfake_ray.uris import normalised, refuse_unread
+from deepfake_ray.storage import files
+from deepfake_ray.storage.uris import normalised, refuse_unread
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".txt")
 
@@ -62,7 +63,7 @@ def table_pages(place: str, *, shared_storage: bool = False) -> Iterator[pa.Tabl
             yield manifest_rows(columns, len(table))
         except pa.ArrowException as error:
             raise UserError(
-                f"The columns of {place} must be a manifest's: {storage.first_line(error)}; mend it."
+                f"The columns of {place} must be a manifest's: {files.first_line(error)}; mend it."
             ) from error
         digits |= numbers
     if digits:
@@ -72,7 +73,7 @@ def table_pages(place: str, *, shared_storage: bool = False) -> Iterator[pa.Tabl
 def _columns(table: pa.Table, place: str, *, shared_storage: bool) -> tuple[dict[str, Any], set[str]]:
     """The manifest's columns, and how labels that are numbers were read."""
     uris = table["uri"].cast(pa.string())
-    refuse_unread(uris, place, local=shared_storage or storage.is_local(place))
+    refuse_unread(uris, place, local=shared_storage or files.is_local(place))
     columns: dict[str, Any] = {"uri": normalised(uris, place.rsplit("/", 1)[0])}
     digits: set[str] = set()
     for name in set(schema.MANIFEST.names) & set(table.column_names) - {"uri", "row"}:
@@ -92,9 +93,9 @@ _DIGITS = {"0": "real", "1": "fake", "0.0": "real", "1.0": "fake"}
 
 
 def _pages(place: str) -> Iterator[pa.Table]:
-    if not storage.exists(place):
+    if not files.exists(place):
         raise UserError(f"The table must be there: {place} does not exist; check the path.")
-    fs, path = storage.filesystem(place)
+    fs, path = files.filesystem(place)
     suffix = os.path.splitext(place.lower())[1]
     try:
         if suffix == ".parquet":
@@ -115,7 +116,7 @@ def _pages(place: str) -> Iterator[pa.Table]:
             else:
                 yield from text_tables.separated(stream, beginning, place)
     except (pa.ArrowException, UnicodeError) as error:
-        message = storage.first_line(error)
+        message = files.first_line(error)
         raise UserError(f"{place} must be a Parquet, CSV or text table: {message}; check the file.") from error
 
 

@@ -18,7 +18,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, bundle, fingerprints, manifest, models, precision, schema, storage, weights
+from deepfake_ray import __version__, bundle, fingerprints, manifest, models, precision, schema, weights
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
@@ -29,12 +29,13 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import Limits
 from deepfake_ray.labels import Labelled, labelled, of_split
 from deepfake_ray.optimization import balanced_weights
-from deepfake_ray.output_lock import OutputLock, held
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.preparation import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.session import check_places, has_dashboard
+from deepfake_ray.storage import files
+from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec, train_loop
 from deepfake_ray.training_data import (
@@ -64,19 +65,19 @@ def train(config: TrainConfig) -> bundle.Spec:
         UserError: see the messages.
         JobError: training failed.
     """
-    output = storage.absolute(config.output)
+    output = files.absolute(config.output)
     if is_done(config, output, "a model"):
-        return bundle.load_spec(storage.join(output, "model"))
+        return bundle.load_spec(files.join(output, "model"))
     with held(output) as lock:
         return _train(config, output, lock)
 
 
 def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     started = time.monotonic()
-    settings_uri = storage.join(output, CONFIG)
-    resuming = config.resume and storage.exists(settings_uri)
+    settings_uri = files.join(output, CONFIG)
+    resuming = config.resume and files.exists(settings_uri)
     if not config.resume:
-        storage.require_new_output(output, resumable=True)
+        files.require_new_output(output, resumable=True)
     # All that can be wrong without Ray, before it is started: by the first that asks for the cluster's nodes.
     state = weights.initial_state(config.arch, config.weights or weights.default_weights(config.arch), config.seed)
     if config.image_size is not None:
@@ -87,8 +88,8 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     _require_two_images_a_worker(config.global_batch_size, placement)
     check_places([config.data], output, shared_storage=config.shared_storage)
     if resuming:
-        before = storage.read_json(settings_uri)
-        images, findings = as_before(images, storage.read_json(storage.join(output, AUDIT)))
+        before = files.read_json(settings_uri)
+        images, findings = as_before(images, files.read_json(files.join(output, AUDIT)))
         settings = _resolve(config, images, placement, config.image_size or before["image_size"])
         require_same_settings(config, before, settings)
     else:
@@ -100,12 +101,12 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
         settings = _resolve(config, images, placement, size)
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
-        storage.delete_directory(storage.join(output, "manifest"))  # of a run that was killed in writing it
-        manifest.write(images, storage.join(output, "manifest"))
-        storage.write_json(storage.join(output, AUDIT), findings)
-        fingerprints.save(storage.join(output, "model"), seen_in_training(images.table, facts))
+        files.delete_directory(files.join(output, "manifest"))  # of a run that was killed in writing it
+        manifest.write(images, files.join(output, "manifest"))
+        files.write_json(files.join(output, AUDIT), findings)
+        fingerprints.save(files.join(output, "model"), seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
-        storage.write_json(settings_uri, settings | asked(config))
+        files.write_json(settings_uri, settings | asked(config))
     say(
         f"training {config.arch} from {settings['weights']} at {settings['image_size']} px, global batch "
         f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {settings['num_workers']} "
@@ -135,7 +136,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
         num_validation=sum(counts[schema.VALIDATION].values()),
         class_weights=class_weights,
         precision=settings["precision"],
-        checkpoints_uri=storage.join(output, CHECKPOINTS),
+        checkpoints_uri=files.join(output, CHECKPOINTS),
         placement=placement,
         tables=TrainingTables.of(images.table, findings["given_up"]).shared(),
         initial_state=ray.put(state),
@@ -153,8 +154,8 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     show(
         f"done in {duration(time.monotonic() - started)}: best epoch {saved.provenance['best_epoch']}, validation AUC "
         f"{figures['roc_auc']:.4f}, accuracy {figures['accuracy']:.4f}\n"
-        f"  model    {storage.join(output, 'model')}\n  history  {storage.join(output, 'history.csv')}\n"
-        f"  curves   {storage.join(output, 'training.png')}"
+        f"  model    {files.join(output, 'model')}\n  history  {files.join(output, 'history.csv')}\n"
+        f"  curves   {files.join(output, 'training.png')}"
     )
     return saved
 
@@ -255,11 +256,11 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
         raise JobError("training ended without a checkpoint")
     # A killed driver may have left some that Ray does not know of. What its snapshot names must stay, the last one
     # beside the best, or a run that is killed before its bundle is written could not be resumed.
-    places = storage.join(output, CHECKPOINTS)
-    kept = storage.read_bytes(storage.join(places, SNAPSHOT)).decode()
-    for name in storage.list_names(places):
+    places = files.join(output, CHECKPOINTS)
+    kept = files.read_bytes(files.join(places, SNAPSHOT)).decode()
+    for name in files.list_names(places):
         if name.startswith("checkpoint_") and not name.endswith(".json") and name not in kept:
-            storage.delete_directory(storage.join(places, name))
+            files.delete_directory(files.join(places, name))
     return checkpoint
 
 
@@ -286,7 +287,7 @@ def _write_bundle(
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "config": settings,
             "data": {
-                "place": storage.absolute(config.data),
+                "place": files.absolute(config.data),
                 "manifest_sha256": settings["manifest_sha256"],
                 "num_images": counts,
             },
@@ -296,11 +297,11 @@ def _write_bundle(
     return save_tuned(
         untuned,
         {key: value.numpy() for key, value in state["network"].items()},
-        storage.join(output, "model"),
+        files.join(output, "model"),
         of_split(images, schema.VALIDATION, config.data),
         config,
         lock,
-        draft=storage.join(output, CHECKPOINTS, "draft"),
+        draft=files.join(output, CHECKPOINTS, "draft"),
         use_gpu=settings["use_gpu"],
         prior=prior,
     )

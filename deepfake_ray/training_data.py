@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import audit, fingerprints, schema, storage
+from deepfake_ray import audit, fingerprints, schema
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
@@ -16,6 +16,7 @@ from deepfake_ray.images import Limits
 from deepfake_ray.labels import Labelled
 from deepfake_ray.manifest import numbered
 from deepfake_ray.pipeline import image_facts
+from deepfake_ray.storage import files
 
 AUDIT = "audit.json"
 SIZE_SAMPLE = 64
@@ -126,14 +127,14 @@ def as_before(images: Labelled, findings: dict[str, Any]) -> tuple[Labelled, dic
 
 def leak_free(images: Labelled, config: TrainConfig, output: str) -> Labelled:
     """What several runs that must agree begin with: without leaks, on `--leaks drop`; OUTPUT/audit.json lists them."""
-    place = storage.join(output, AUDIT)
+    place = files.join(output, AUDIT)
     if config.leaks != "drop":
         return images
-    if config.resume and storage.exists(place):
-        return as_before(images, storage.read_json(place))[0]
+    if config.resume and files.exists(place):
+        return as_before(images, files.read_json(place))[0]
     limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     left, _, findings = look_at_files(images, image_facts(images.table["uri"], limits), config)
-    storage.write_json(place, findings)
+    files.write_json(place, findings)
     return left
 
 

@@ -9,13 +9,14 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from deepfake_ray import bundle, calibration, manifest, measurement, schema, storage
+from deepfake_ray import bundle, calibration, manifest, measurement, schema
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.console import say
-from deepfake_ray.output_lock import OutputLock
 from deepfake_ray.predictions import read_predictions
 from deepfake_ray.scores import threshold_at
 from deepfake_ray.scoring import score_manifest
+from deepfake_ray.storage import files
+from deepfake_ray.storage.output_lock import OutputLock
 
 FEW_IMAGES = 2_000
 """Up to so many, one actor scores them: starting others would take longer than they save."""
@@ -51,14 +52,14 @@ def save_tuned(
     Raises:
         JobError: no image could be scored.
     """
-    storage.delete_directory(draft)
-    model = storage.join(draft, "model")
+    files.delete_directory(draft)
+    model = files.join(draft, "model")
     half = threshold_at(0.5, 1.0)
     bundle.save(model, replace(untuned, temperature=1.0, thresholds={"default": half}), arrays)
     scoring = EvaluateConfig(
         data=config.data,
         model=model,
-        output=storage.join(draft, "scores"),
+        output=files.join(draft, "scores"),
         threshold="default",
         num_workers=1 if len(validation.table) <= FEW_IMAGES else None,
         use_gpu="yes" if use_gpu else "no",
@@ -84,5 +85,5 @@ def save_tuned(
         provenance={**untuned.provenance, "validation": tuned.figures},
     )
     saved = bundle.save(place, spec, arrays)
-    storage.delete_directory(draft)
+    files.delete_directory(draft)
     return saved

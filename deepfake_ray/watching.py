@@ -8,11 +8,12 @@ import threading
 import ray
 from tensorboardX import SummaryWriter
 
-from deepfake_ray import figures, storage
+from deepfake_ray import figures
 from deepfake_ray.console import Progress, say
 from deepfake_ray.history import HistoryRow
 from deepfake_ray.monitoring import RunMetrics
 from deepfake_ray.session import Patience
+from deepfake_ray.storage import files
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec
 
@@ -28,7 +29,7 @@ class Watcher:
 
     def __enter__(self) -> None:
         # A resumed run writes its epochs anew, and TensorBoard would show those of before twice.
-        storage.delete_directory(storage.join(self._output, "tensorboard"))
+        files.delete_directory(files.join(self._output, "tensorboard"))
         self._thread.start()
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
@@ -79,9 +80,9 @@ class Watcher:
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        storage.write_bytes(storage.join(self._output, "history.csv"), text.getvalue().encode())
-        storage.write_bytes(storage.join(self._output, "training.png"), figures.training_curves(history))
-        storage.upload_directory(folder, storage.join(self._output, "tensorboard"))
+        files.write_bytes(files.join(self._output, "history.csv"), text.getvalue().encode())
+        files.write_bytes(files.join(self._output, "training.png"), figures.training_curves(history))
+        files.upload_directory(folder, files.join(self._output, "tensorboard"))
         self._num_written = len(history)
         if self._tracker and (problem := self._tracker.log([_tagged(row) for row in history])):
             say(f"warning: MLflow could not be told, trying again with the next epoch: {problem}")

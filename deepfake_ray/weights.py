@@ -7,8 +7,9 @@ import safetensors.torch
 import torch
 import torchvision
 
-from deepfake_ray import bundle, models, storage
+from deepfake_ray import bundle, models
 from deepfake_ray.errors import UserError
+from deepfake_ray.storage import files
 
 IMAGENET = "imagenet"
 NONE = "none"
@@ -55,15 +56,15 @@ def _imagenet(arch: str) -> dict[str, torch.Tensor]:
 
 
 def _from_place(arch: str, place: str) -> dict[str, torch.Tensor]:
-    place = storage.absolute(place)
-    if not storage.exists(place):
+    place = files.absolute(place)
+    if not files.exists(place):
         raise UserError(f"weights must be imagenet, none, a file or a bundle: {place} does not exist; check the path.")
-    if storage.exists(storage.join(place, bundle.SPEC)):
+    if files.exists(files.join(place, bundle.SPEC)):
         spec, arrays = bundle.load(place)
         if spec.arch != arch:
             raise UserError(f"weights must be of the arch: {place} is {spec.arch}, --arch is {arch}; make them equal.")
         return {key: torch.from_numpy(value) for key, value in arrays.items()}
-    data = storage.read_bytes(place)
+    data = files.read_bytes(place)
     try:
         if place.endswith(".safetensors"):
             return dict(safetensors.torch.load(data))

@@ -101,14 +101,14 @@ class Interruption:
         return wrapped
 
     def install(self):
-        from deepfake_ray import storage
+        from deepfake_ray.storage import files
 
-        for owner, name in ((os, "replace"), (os, "link"), (storage, "delete")):
+        for owner, name in ((os, "replace"), (os, "link"), (files, "delete")):
             setattr(owner, name, self.around(getattr(owner, name)))
         unlink, unlink_and_tell = os.unlink, self.around(os.unlink)
         # Of temporary files, few would notice.
         os.unlink = lambda path, **more: (unlink if str(path).endswith(".tmp") else unlink_and_tell)(path, **more)
-        whole = storage.delete_directory
+        whole = files.delete_directory
 
         def delete_directory(uri):
             self.event()
@@ -118,14 +118,15 @@ class Interruption:
             whole(uri)
             self.event()
 
-        storage.delete_directory = delete_directory
+        files.delete_directory = delete_directory
 
 
 def work(config, at, action, forbid):
     """Run `score`; returns the exit code of the command line."""
-    from deepfake_ray import loading, output_lock, parts, scoring
+    from deepfake_ray import loading, parts, scoring
     from deepfake_ray.config import ScoreConfig
     from deepfake_ray.errors import ErrorCode, ImageError, JobError, UserError
+    from deepfake_ray.storage import output_lock
 
     without_ray(setattr)
     without_torch(lambda modules, name, value: modules.__setitem__(name, value))

@@ -10,10 +10,10 @@ from urllib.parse import unquote
 import pytest
 from s3_server import KEYS, Stub, error_body, send
 
-from deepfake_ray import s3, storage, stores
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.fetch import fetch, too_many_bytes
 from deepfake_ray.read_ahead import fetch_ahead
+from deepfake_ray.storage import files, s3, stores
 
 
 def error_of(uri, max_bytes=1000, timeout_s=5.0):
@@ -205,7 +205,7 @@ def test_the_buckets_region_is_asked_once_where_the_environment_has_none(served,
     assert stores.s3_region("s3://far") == "eu-west-3"
     assert "eu-west-3" in repr(stores.object_store("s3://far").config)
     assert s3.client("s3://far").meta.region_name == "eu-west-3"
-    assert storage.filesystem("s3://far/x")[0].region == "eu-west-3"
+    assert files.filesystem("s3://far/x")[0].region == "eu-west-3"
     assert len(stub.requests) == 1
     monkeypatch.setenv("AWS_REGION", "us-west-2")
     assert stores.s3_region("s3://other") == "us-west-2"

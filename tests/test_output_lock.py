@@ -12,9 +12,9 @@ import time
 import pytest
 from conftest import ROOT
 
-from deepfake_ray import output_lock, storage
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.output_lock import Holder, held
+from deepfake_ray.storage import files, output_lock
+from deepfake_ray.storage.output_lock import Holder, held
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +30,22 @@ def output(tmp_path):
 
 
 def lock_of(output):
-    return json.loads(storage.read_bytes(storage.join(output, storage.LOCK)))
+    return json.loads(files.read_bytes(files.join(output, files.LOCK)))
 
 
 def elsewhere(output, **options):
     """A lock as one on another machine has written it."""
     content = {**json.loads(Holder.this_process().content(0)), "host": "other", "machine": "another boot", **options}
-    storage.write_json(storage.join(output, storage.LOCK), content)
+    files.write_json(files.join(output, files.LOCK), content)
 
 
 def test_it_says_who_and_nothing_of_it_stays(output):
     with held(output) as lock:
         found = lock_of(output)
         assert (found["pid"], found["host"]) == (os.getpid(), os.uname().nodename)
-        storage.require_new_output(output, resumable=True)
+        files.require_new_output(output, resumable=True)
         lock.require()
-        storage.write_bytes(storage.join(output, "x"), b"")
+        files.write_bytes(files.join(output, "x"), b"")
     assert os.listdir(output) == ["x"]
 
 
@@ -84,7 +84,7 @@ def test_of_many_at_once_one_has_it(output):
                 refused.append(error)
 
         if left is not None:
-            storage.write_bytes(storage.join(output, storage.LOCK), left)
+            files.write_bytes(files.join(output, files.LOCK), left)
         threads = [threading.Thread(target=one, daemon=True) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -125,8 +125,8 @@ def test_the_lock_of_a_killed_run_is_taken_over_at_once(output, capsys, monkeypa
 
 
 def test_another_process_with_its_number_does_not_count(output):
-    storage.write_bytes(
-        storage.join(output, storage.LOCK), Holder.this_process().content(0).replace(b'started": "', b'started": "9')
+    files.write_bytes(
+        files.join(output, files.LOCK), Holder.this_process().content(0).replace(b'started": "', b'started": "9')
     )
     with held(output):
         pass
@@ -153,7 +153,7 @@ def test_a_run_elsewhere_that_lives_is_left_alone(output):
 
 
 def test_a_lock_that_says_nothing_is_waited_for(output):
-    storage.write_bytes(storage.join(output, storage.LOCK), b"")
+    files.write_bytes(files.join(output, files.LOCK), b"")
     with held(output):
         assert lock_of(output)["pid"] == os.getpid()
 
@@ -165,9 +165,9 @@ def test_who_was_held_up_for_too_long_notices(output):
         with pytest.raises(JobError, match=r"is no longer this run's: process \d+ on other"):
             lock.require()
     assert lock_of(output)["host"] == "other"
-    os.remove(storage.join(output, storage.LOCK))
+    os.remove(files.join(output, files.LOCK))
     with held(output) as lock:
-        os.remove(storage.join(output, storage.LOCK))
+        os.remove(files.join(output, files.LOCK))
         with pytest.raises(JobError, match="nobody has its _LOCK"):
             lock.require()
 

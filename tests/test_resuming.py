@@ -11,11 +11,12 @@ import pytest
 import serial
 from chunks import jpeg
 
-from deepfake_ray import bundle, loading, precision, resuming, storage, tally
+from deepfake_ray import bundle, loading, precision, resuming, tally
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.predictions import warnings_of
 from deepfake_ray.scoring import score
+from deepfake_ray.storage import files
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def test_only_the_same_is_finished_already(config, tmp_path, capsys):
 
 
 def test_a_finished_output_of_another_job_is_refused(config):
-    storage.mark_finished(config.output)
+    files.mark_finished(config.output)
     with pytest.raises(UserError, match=r"has no run\.json, so it is of another job"):
         score(replace(config, resume=True))
 
@@ -233,8 +234,8 @@ def test_an_output_that_others_changed_is_a_failure(config):
 
 def finished(output, **contents):
     for name, content in contents.items():
-        storage.write_json(f"{output}/{name}.json", content)
-    storage.mark_finished(str(output))
+        files.write_json(f"{output}/{name}.json", content)
+    files.mark_finished(str(output))
 
 
 def evaluation(untrained, tmp_path, **options):
@@ -287,7 +288,7 @@ def test_degraded_scores_of_other_images_are_not_gone_on_with(tmp_path):
     pages = [manifest.Page(tables.manifest_rows({"uri": [f"/{i}.jpg" for i in rows]}, 2)) for rows in ((1, 2), (1, 3))]
     place = tmp_path / "degraded"
     for page, stays in ((pages[0], True), (pages[1], False)):
-        storage.write_json(f"{place}/run.json", {"manifest_sha256": manifest.of_pages([pages[0]]).sha256})
+        files.write_json(f"{place}/run.json", {"manifest_sha256": manifest.of_pages([pages[0]]).sha256})
         _require_the_same_drawn(page, str(place))
         assert place.exists() == stays
 
@@ -316,7 +317,7 @@ def test_a_finished_matrix_of_something_else_is_refused(tmp_path):
 
     config = TrainConfig(data="/data", output=str(tmp_path / "o"), leave_one_source_out=True)
     finished(config.output, config=resuming.asked(config))
-    storage.write_bytes(
+    files.write_bytes(
         f"{config.output}/{MATRIX}", b"left_out,tested_on,roc_auc,recall_fake,num_fake\n(nothing),a,0.75,0.5,3\n"
     )
     cell = {"left_out": "(nothing)", "tested_on": "a", "roc_auc": 0.75, "recall_fake": 0.5, "num_fake": 3}
@@ -325,7 +326,7 @@ def test_a_finished_matrix_of_something_else_is_refused(tmp_path):
         leave_one_source_out(replace(config, resume=True, epochs=3))
     # An older version kept the settings of the first of its trainings alone.
     os.rename(f"{config.output}/config.json", f"{config.output}/old.json")
-    storage.write_json(f"{config.output}/all/config.json", config.to_json() | {"data": "/o/all.parquet", "limit": None})
+    files.write_json(f"{config.output}/all/config.json", config.to_json() | {"data": "/o/all.parquet", "limit": None})
     assert leave_one_source_out(replace(config, resume=True)) == [cell]
     with pytest.raises(UserError, match="epochs was 8 and is now 3"):
         leave_one_source_out(replace(config, resume=True, epochs=3))
@@ -340,7 +341,7 @@ def test_a_finished_quantisation_of_something_else_is_refused(untrained, tmp_pat
     for provenance in (made_of, made_of | resuming.asked(config)):
         shutil.rmtree(config.output, ignore_errors=True)
         other_model(untrained, tmp_path / "o" / "model", provenance=provenance)
-        storage.mark_finished(config.output)
+        files.mark_finished(config.output)
         assert quantize(replace(config, resume=True)).provenance == provenance
         with pytest.raises(UserError, match="was made of model"):
             quantize(replace(config, resume=True, model=other))

@@ -15,11 +15,12 @@ import simplejpeg
 from conftest import ROOT
 from s3_server import LIMITED_KEYS, Server
 
-from deepfake_ray import manifest, storage, stores
+from deepfake_ray import manifest
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.listing import files_in
-from deepfake_ray.s3 import _client, client
+from deepfake_ray.storage import files, stores
+from deepfake_ray.storage.s3 import _client, client
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +147,12 @@ def test_no_such_bucket_is_said(s3):
 
 
 def test_storage_writes_reads_and_lists(s3):
-    storage.write_json("s3://bucket/out/a b.json", {"x": 1})
-    assert storage.read_json("s3://bucket/out/a b.json") == {"x": 1}
-    assert storage.list_names("s3://bucket/out") == ["a b.json"]
-    assert storage.exists("s3://bucket/out/a b.json")
-    assert not storage.exists("s3://bucket/out/b.json")
-    assert storage.list_names("s3://bucket/none") == []
+    files.write_json("s3://bucket/out/a b.json", {"x": 1})
+    assert files.read_json("s3://bucket/out/a b.json") == {"x": 1}
+    assert files.list_names("s3://bucket/out") == ["a b.json"]
+    assert files.exists("s3://bucket/out/a b.json")
+    assert not files.exists("s3://bucket/out/b.json")
+    assert files.list_names("s3://bucket/none") == []
 
 
 @pytest.mark.ray
@@ -190,9 +191,9 @@ def test_the_whole_job_from_s3_to_s3(s3, sample_folder, ray_2_cpus):
     rows = pq.read_table("bucket/scores/predictions", filesystem=s3)
     assert len(rows) == len(set(rows["uri"].to_pylist())) == 80
     assert set(rows["status"].to_pylist()) == {"ok"}
-    assert storage.read_json(f"{place}/evaluation/metrics.json")["num_scored"] == 80
+    assert files.read_json(f"{place}/evaluation/metrics.json")["num_scored"] == 80
     for output in ("run", "scores", "evaluation"):
-        assert storage.is_finished(f"{place}/{output}")
+        assert files.is_finished(f"{place}/{output}")
 
 
 def start_scoring(*flags):
@@ -214,7 +215,7 @@ def test_a_run_outlives_its_server_and_its_driver(s3, server, trained):
     rng = np.random.default_rng(0)
     for i in range(600):
         put(s3, f"live/{i:04d}.jpg", simplejpeg.encode_jpeg(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
-    storage.upload_directory(str(trained / "model"), "s3://bucket/live-model")
+    files.upload_directory(str(trained / "model"), "s3://bucket/live-model")
     flags = ["--images", "s3://bucket/live", "--model", "s3://bucket/live-model", "--output", "s3://bucket/live-out",
              "--batch-size", "1"]  # fmt: skip
     job = start_scoring(*flags)
@@ -226,7 +227,7 @@ def test_a_run_outlives_its_server_and_its_driver(s3, server, trained):
     wait_for_chunks(s3, "bucket/live-out", 8, job)
     job.kill()
     job.wait()
-    assert not storage.is_finished("s3://bucket/live-out")
+    assert not files.is_finished("s3://bucket/live-out")
     s3.delete_file("bucket/live/0599.jpg")  # between listing and fetching: of the last chunk
     job = start_scoring(*flags, "--resume")
     _, said = job.communicate(timeout=240)
@@ -235,7 +236,7 @@ def test_a_run_outlives_its_server_and_its_driver(s3, server, trained):
     rows = pq.read_table("bucket/live-out/predictions", filesystem=s3)
     assert len(rows) == len(set(rows["uri"].to_pylist())) == 600
     assert Counter(rows["error_code"].to_pylist()) == Counter({None: 599, "not_found": 1})
-    assert storage.list_names("s3://bucket/live-out") == ["_SUCCESS", "manifest", "predictions", "run.json"]
+    assert files.list_names("s3://bucket/live-out") == ["_SUCCESS", "manifest", "predictions", "run.json"]
 
 
 @pytest.mark.ray
@@ -259,9 +260,9 @@ def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
     """By conditional writes; where the store refuses these, by reading back what was written."""
     import obstore
 
-    from deepfake_ray import lock_places, output_lock
     from deepfake_ray.errors import JobError
-    from deepfake_ray.output_lock import Holder, held
+    from deepfake_ray.storage import lock_places, output_lock
+    from deepfake_ray.storage.output_lock import Holder, held
 
     monkeypatch.setattr(output_lock, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(output_lock, "STALE_S", 0.5)
@@ -277,36 +278,36 @@ def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
 
         monkeypatch.setattr(obstore, "put", without_conditions)
     output = f"s3://bucket/locked-{is_conditional}"
-    place = storage.join(output, storage.LOCK)
+    place = files.join(output, files.LOCK)
     with held(output) as lock:
-        storage.require_new_output(output, resumable=True)
+        files.require_new_output(output, resumable=True)
         time.sleep(0.5)
         lock.require()
         with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), held(output):
             pass
-        storage.write_bytes(f"{output}/x", b"")
-    assert storage.list_names(output) == ["x"]
+        files.write_bytes(f"{output}/x", b"")
+    assert files.list_names(output) == ["x"]
     # A run that was killed here; one elsewhere that is gone; one that took over meanwhile.
-    storage.write_bytes(place, Holder.this_process().content(0).replace(b'started": "', b'started": "9'))
+    files.write_bytes(place, Holder.this_process().content(0).replace(b'started": "', b'started": "9'))
     with held(output):
         pass
     elsewhere = Holder.this_process().content(0).replace(b'machine": "', b'machine": "another ')
-    storage.write_bytes(place, elsewhere)
+    files.write_bytes(place, elsewhere)
     with held(output) as lock:
-        storage.write_bytes(place, elsewhere)
+        files.write_bytes(place, elsewhere)
         time.sleep(0.3)
         with pytest.raises(JobError, match="is no longer this run's"):
             lock.mark_finished()
-    assert storage.list_names(output) == ["_LOCK", "x"]
+    assert files.list_names(output) == ["_LOCK", "x"]
 
 
 def test_an_output_that_may_not_be_written_is_said(s3, monkeypatch):
-    from deepfake_ray.output_lock import held
+    from deepfake_ray.storage.output_lock import held
 
     with monkeypatch.context() as patch:
         for name, value in LIMITED_KEYS.items():
             patch.setenv(name, value)
-        storage.object_store.cache_clear()
+        files.object_store.cache_clear()
         with pytest.raises(UserError, match="output must be writable: s3://secret/o"), held("s3://secret/o"):
             pass
-    storage.object_store.cache_clear()
+    files.object_store.cache_clear()

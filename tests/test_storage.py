@@ -8,22 +8,23 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import schema, storage
+from deepfake_ray import schema
 from deepfake_ray.errors import UserError
+from deepfake_ray.storage import files
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     place = str(tmp_path / "a" / "b.json")
-    storage.write_bytes(place, b"first")
+    files.write_bytes(place, b"first")
 
     def fails(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fails)
     with pytest.raises(OSError, match="disk full"):
-        storage.write_bytes(place, b"second")
-    assert storage.read_bytes(place) == b"first"
-    assert storage.list_names(str(tmp_path / "a")) == ["b.json"]
+        files.write_bytes(place, b"second")
+    assert files.read_bytes(place) == b"first"
+    assert files.list_names(str(tmp_path / "a")) == ["b.json"]
 
 
 def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
@@ -57,7 +58,7 @@ def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
     assert len(pads.dataset(str(folder), format="parquet").to_table()) == 1
     assert len(pd.read_parquet(folder)) == 1
     assert duckdb.sql(f"select count(*) from '{folder}/*.parquet'").fetchall() == [(1,)]
-    storage.delete_leftovers(str(folder))
+    files.delete_leftovers(str(folder))
     assert os.listdir(folder) == ["part-00000.parquet"]
 
 
@@ -66,25 +67,25 @@ def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
     [("/a/b/", "/a/b"), ("file:///a/b", "/a/b"), ("s3://bucket/a b/", "s3://bucket/a b"), ("S3://b/k", "s3://b/k")],
 )
 def test_one_spelling(uri, expected):
-    assert storage.absolute(uri) == expected
+    assert files.absolute(uri) == expected
 
 
 def test_what_cannot_be_a_place_says_what_to_write():
     with pytest.raises(UserError, match=r"got 's3a://odd/plain'; write s3://odd/plain"):
-        storage.absolute("s3a://odd/plain")
+        files.absolute("s3a://odd/plain")
     with pytest.raises(UserError, match=r"write s3://b/k"):
-        storage.absolute("S3N://b/k")
+        files.absolute("S3N://b/k")
     with pytest.raises(UserError, match="copy the data"):
-        storage.absolute("https://example.org/x.png")
+        files.absolute("https://example.org/x.png")
     with pytest.raises(UserError, match="this machine"):
-        storage.absolute("file://elsewhere/x.png")
+        files.absolute("file://elsewhere/x.png")
 
 
 def test_a_used_output_is_refused(tmp_path):
-    storage.require_new_output(str(tmp_path), resumable=True)
-    storage.require_new_output(str(tmp_path / "new"), resumable=True)
+    files.require_new_output(str(tmp_path), resumable=True)
+    files.require_new_output(str(tmp_path / "new"), resumable=True)
     (tmp_path / "x").write_text("")
     with pytest.raises(UserError, match=r"output must be empty: .* holds x; .*--resume"):
-        storage.require_new_output(str(tmp_path), resumable=True)
+        files.require_new_output(str(tmp_path), resumable=True)
     with pytest.raises(UserError, match="is a file"):
-        storage.require_new_output(str(tmp_path / "x"), resumable=True)
+        files.require_new_output(str(tmp_path / "x"), resumable=True)

@@ -9,8 +9,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import joining, labels, manifest, schema, tables, uris
+from deepfake_ray import joining, labels, manifest, schema, tables
 from deepfake_ray.errors import UserError
+from deepfake_ray.storage import uris
 
 ROWS = [("a.png", "real"), ("b c.png", "fake"), ("d,e.png", "real"), ("ü.png", "fake")]
 BOM = "\ufeff"

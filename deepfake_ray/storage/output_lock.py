@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deepfake_ray import storage
 from deepfake_ray.console import duration, say
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.lock_places import LocalPlace, Place, RemotePlace, Version
+from deepfake_ray.storage import files
+from deepfake_ray.storage.lock_places import LocalPlace, Place, RemotePlace, Version
 
 HEARTBEAT_S = 15.0
 STALE_S = 60.0
@@ -159,7 +159,7 @@ class OutputLock:
         holder, _ = self._there()
         if not self._is_mine(holder):
             raise JobError(
-                f"{self._output} is no longer this run's: {holder or 'nobody'} has its {storage.LOCK}, after this "
+                f"{self._output} is no longer this run's: {holder or 'nobody'} has its {files.LOCK}, after this "
                 "process was held up; nothing more is written by it."
             )
 
@@ -170,7 +170,7 @@ class OutputLock:
             JobError: it is not.
         """
         self.require()
-        storage.mark_finished(self._output)
+        files.mark_finished(self._output)
 
     def release(self) -> None:
         """Let others have it."""
@@ -213,7 +213,7 @@ def held(output: str) -> Iterator[OutputLock]:
         UserError: another run has it, or it cannot be written.
         JobError: in the block, a file could not be read or written.
     """
-    is_local = storage.is_local(output)
+    is_local = files.is_local(output)
     is_new = is_local and not os.path.lexists(output)
     lock = OutputLock(output, LocalPlace(output) if is_local else RemotePlace(output), Holder.this_process())
     try:
@@ -222,20 +222,20 @@ def held(output: str) -> Iterator[OutputLock]:
         raise UserError(f"output must be a directory: {output} is a file; name another.") from error
     except OSError as error:
         raise UserError(
-            f"output must be writable: {output}: {storage.first_line(error)}; check path and credentials."
+            f"output must be writable: {output}: {files.first_line(error)}; check path and credentials."
         ) from error
     try:
-        storage.delete_leftovers(output)
+        files.delete_leftovers(output)
         yield lock
     except OSError as error:
         with contextlib.suppress(OSError):
             lock.require()  # another run, that took over, may be why
-        raise JobError(f"{storage.first_line(error)}; mend the cause and add --resume") from error
+        raise JobError(f"{files.first_line(error)}; mend the cause and add --resume") from error
     finally:
         try:
             lock.release()
         except OSError as error:
-            say(f"warning: {output}/{storage.LOCK} stays ({storage.first_line(error)}); the next --resume removes it")
+            say(f"warning: {output}/{files.LOCK} stays ({files.first_line(error)}); the next --resume removes it")
         if is_new:
             with contextlib.suppress(OSError):  # something was written
                 os.rmdir(output)

@@ -5,8 +5,8 @@ import posixpath
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import storage
 from deepfake_ray.errors import UserError
+from deepfake_ray.storage import files
 
 _SCHEME = r"^(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]+)://"
 _LOCAL = r"^(?i:file://)|^/"
@@ -23,11 +23,11 @@ def refuse_unread(uris: pa.ChunkedArray, place: str, *, local: bool) -> None:
     """
     schemes = pc.struct_field(pc.extract_regex(uris, _SCHEME), "scheme")
     for scheme in pc.unique(schemes).drop_null().to_pylist():
-        if scheme.lower() not in storage.SCHEMES:
+        if scheme.lower() not in files.SCHEMES:
             uri = uris.filter(pc.equal(schemes, scheme))[0].as_py()
             remedy = "write s3://" if scheme.lower() in ("s3a", "s3n") else "copy the images to one of these"
             raise UserError(
-                f"A table must name local paths or {', '.join(f'{name}://' for name in storage.SCHEMES)}: {place} has "
+                f"A table must name local paths or {', '.join(f'{name}://' for name in files.SCHEMES)}: {place} has "
                 f"{uri!r}, and {scheme}:// is not read; {remedy}."
             )
     found = uris.filter(pc.match_substring_regex(uris, _WINDOWS))
@@ -61,17 +61,17 @@ def normalised(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
 def _normalised(uri: str | None, folder: str) -> str:
     if not uri:
         raise UserError(f"A table of images must name a uri in each row: one in {folder} is empty; remove it.")
-    scheme = storage.scheme_of(uri)
+    scheme = files.scheme_of(uri)
     if scheme == "file" or uri.startswith("/"):
-        return storage.absolute(uri)
+        return files.absolute(uri)
     if scheme:
         return f"{scheme}{uri[len(scheme) :]}"
-    if storage.is_local(folder):
-        return storage.absolute(storage.join(folder, uri))
+    if files.is_local(folder):
+        return files.absolute(files.join(folder, uri))
     relative = posixpath.normpath(uri)
-    bucket, key = storage.split_uri(folder)
+    bucket, key = files.split_uri(folder)
     while relative.startswith("../"):
         if not key:
             raise UserError(f"A table in a bucket must name places in it: one in {folder} has {uri!r}; mend it.")
         key, relative = key.rpartition("/")[0], relative[3:]
-    return storage.join(bucket, *([key] if key else []), relative)
+    return files.join(bucket, *([key] if key else []), relative)

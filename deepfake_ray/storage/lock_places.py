@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import storage
+from deepfake_ray.storage import files
 
 SETTLE_S = 2.0
 """Without conditional writes: until another's write would be seen."""
@@ -46,7 +46,7 @@ class LocalPlace(Place):
 
     def __init__(self, output: str):
         self._folder = Path(output)
-        self._path = self._folder / storage.LOCK
+        self._path = self._folder / files.LOCK
 
     def read(self) -> tuple[bytes, Version] | None:
         """See `Place`."""
@@ -59,7 +59,7 @@ class LocalPlace(Place):
     def write(self, data: bytes, version: Version | None) -> bool:
         """See `Place`."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = storage.temporary_name(str(self._path))
+        temporary = files.temporary_name(str(self._path))
         try:
             Path(temporary).write_bytes(data)
             if version is None:
@@ -113,9 +113,9 @@ class RemotePlace(Place):
     """An object."""
 
     def __init__(self, output: str):
-        self._uri = storage.join(output, storage.LOCK)
-        bucket, self._key = storage.split_uri(self._uri)
-        self._store = storage.object_store(bucket)
+        self._uri = files.join(output, files.LOCK)
+        bucket, self._key = files.split_uri(self._uri)
+        self._store = files.object_store(bucket)
 
     def read(self) -> tuple[bytes, Version] | None:
         """See `Place`."""
@@ -127,7 +127,7 @@ class RemotePlace(Place):
         except (FileNotFoundError, obstore.exceptions.NotFoundError):
             return None
         except obstore.exceptions.BaseError as error:
-            raise OSError(storage.first_line(error)) from error
+            raise OSError(files.first_line(error)) from error
 
     def write(self, data: bytes, version: Any) -> bool:
         """See `Place`."""
@@ -152,7 +152,7 @@ class RemotePlace(Place):
         try:
             obstore.put(self._store, self._key, data)
         except obstore.exceptions.BaseError as error:
-            raise OSError(storage.first_line(error)) from error
+            raise OSError(files.first_line(error)) from error
         time.sleep(SETTLE_S)
         return self._has(data)
 
@@ -160,7 +160,7 @@ class RemotePlace(Place):
         """See `Place`."""
         there = self.read()
         if there is not None and there[1] == version:
-            storage.delete(self._uri)
+            files.delete(self._uri)
 
 
 def _facts(meta: Any) -> Version:

@@ -33,7 +33,7 @@ def asked_region(bucket_uri: str) -> str | None:
 
 @lru_cache(maxsize=64)
 def _region_of(bucket: str) -> str | None:
-    from deepfake_ray.s3 import bucket_region  # which imports this module
+    from deepfake_ray.storage.s3 import bucket_region  # which imports this module
 
     return bucket_region(bucket)
 

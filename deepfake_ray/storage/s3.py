@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-from deepfake_ray import stores
+from deepfake_ray.storage import stores
 
 RETRIES = 12
 """Of a request, with pauses that double up to 20 s: some three minutes."""

@@ -20,10 +20,10 @@ from typing import IO, Any
 import pyarrow.fs as pafs
 
 from deepfake_ray.errors import UserError
-from deepfake_ray.storage_errors import first_line as first_line
-from deepfake_ray.storage_errors import remedy, said
-from deepfake_ray.stores import asked_region
-from deepfake_ray.stores import object_store as object_store
+from deepfake_ray.storage.errors import first_line as first_line
+from deepfake_ray.storage.errors import remedy, said
+from deepfake_ray.storage.stores import asked_region
+from deepfake_ray.storage.stores import object_store as object_store
 
 SUCCESS = "_SUCCESS"
 LOCK = "_LOCK"
