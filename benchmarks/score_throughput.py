@@ -39,10 +39,10 @@ def make_bundle(place, arch, image_size):
 def _bare_loop(model, paths, batch_size, tuned, barrier, times):
     import numpy as np
 
-    from deepfake_ray.allocator import keep_freed_memory
     from deepfake_ray.images import Limits, decode
     from deepfake_ray.inference import Predictor
     from deepfake_ray.preparation import prepare
+    from deepfake_ray.processes.allocator import keep_freed_memory
 
     if tuned:
         keep_freed_memory()

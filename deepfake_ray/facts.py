@@ -13,8 +13,8 @@ from deepfake_ray.errors import ImageError
 from deepfake_ray.fetch import fetch
 from deepfake_ray.fingerprints import perceptual_hash
 from deepfake_ray.images import Limits, header
-from deepfake_ray.isolation import Isolated, Items
 from deepfake_ray.loading import Loaded, decoder_bytes, fetched, forgetful, given_up
+from deepfake_ray.processes.isolation import Isolated, Items
 from deepfake_ray.read_ahead import fetch_ahead
 from deepfake_ray.storage.files import is_local
 

@@ -18,9 +18,9 @@ from deepfake_ray.errors import JobError
 from deepfake_ray.execution import bytes_ahead, context
 from deepfake_ray.facts import read_facts
 from deepfake_ray.images import Limits
-from deepfake_ray.isolation import Isolated
 from deepfake_ray.loading import decoder_bytes
 from deepfake_ray.placement import ScoringPlacement, plan_reading
+from deepfake_ray.processes.isolation import Isolated
 from deepfake_ray.schema import FACTS
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
 from deepfake_ray.session import cause_of, cluster_nodes

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from deepfake_ray import models
-from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.batches import Batch, TrainingTables, training_batches
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
 from deepfake_ray.config import TrainConfig
@@ -26,6 +25,7 @@ from deepfake_ray.optimization import cosine_schedule, keep_statistics, loss_sum
 from deepfake_ray.pipeline import in_tasks
 from deepfake_ray.placement import TrainingPlacement
 from deepfake_ray.preparation import Preparation
+from deepfake_ray.processes.allocator import keep_freed_memory
 from deepfake_ray.sampling import Position, Sampler
 
 Part = TypeVar("Part")

@@ -11,9 +11,9 @@ from deepfake_ray import facts
 from deepfake_ray.errors import ErrorCode
 from deepfake_ray.facts import FactsReader, read_facts
 from deepfake_ray.images import Limits
-from deepfake_ray.isolation import Isolated
 from deepfake_ray.loading import Loader
 from deepfake_ray.preparation import Preparation
+from deepfake_ray.processes.isolation import Isolated
 
 LIMITS = Limits(max_bytes=10**7, max_pixels=10**8)
 
@@ -103,7 +103,7 @@ class Memory:
     """Loads one image in a process that keeps what it frees; MiB before and after, and the error."""
 
     def __init__(self, _):
-        from deepfake_ray.allocator import keep_freed_memory
+        from deepfake_ray.processes.allocator import keep_freed_memory
 
         keep_freed_memory()
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from deepfake_ray import isolation
-from deepfake_ray.isolation import Isolated, WorkerDiedError
+from deepfake_ray.processes import isolation
+from deepfake_ray.processes.isolation import Isolated, WorkerDiedError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from chunks import jpeg, listed, rows_of, scorer_spec
 
 from deepfake_ray import bundle, known, manifest, schema, tables
 from deepfake_ray.errors import UserError
-from deepfake_ray.isolation import Items
+from deepfake_ray.processes.isolation import Items
 from deepfake_ray.scorer import ChunkScorer
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

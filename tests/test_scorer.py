@@ -11,7 +11,7 @@ from chunks import jpeg, listed, rows_of, scorer_spec
 
 from deepfake_ray import bundle, manifest
 from deepfake_ray.errors import ImageError, JobError
-from deepfake_ray.isolation import Isolated, Items
+from deepfake_ray.processes.isolation import Isolated, Items
 from deepfake_ray.scorer import ChunkScorer, chunk_file
 
 

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from deepfake_ray import memory_limit
+from deepfake_ray.processes import memory_limit
 
 
 class Fragile:

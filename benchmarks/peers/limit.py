@@ -8,10 +8,10 @@ from scoring import Model, arguments, note
 def loop(options, paths, barrier):
     import numpy as np
 
-    from deepfake_ray.allocator import keep_freed_memory
     from deepfake_ray.bundle import load_spec
     from deepfake_ray.images import Limits, decode
     from deepfake_ray.preparation import prepare
+    from deepfake_ray.processes.allocator import keep_freed_memory
 
     keep_freed_memory()
     model = Model(options.model, 1)

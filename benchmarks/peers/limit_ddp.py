@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training import LEARNING_RATE, arguments, images, network, say
 
-from deepfake_ray.allocator import keep_freed_memory
 from deepfake_ray.models import autocast
+from deepfake_ray.processes.allocator import keep_freed_memory
 
 
 def main():

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from deepfake_ray import memory_limit
+from deepfake_ray.processes import memory_limit
 
 SECONDS_BETWEEN_LOOKS = 1.0
 START_TIMEOUT_S = 600.0
