@@ -159,9 +159,9 @@ def written_chunks(output):
 def quantise(model, paths):
     """The bundle in 8-bit integers, beside it."""
     from deepfake_ray import bundle, quantization
-    from deepfake_ray.images import Limits
+    from deepfake_ray.images.decode import Limits
+    from deepfake_ray.images.loading import Loader
     from deepfake_ray.inference import evaluated
-    from deepfake_ray.loading import Loader
 
     spec, detector = evaluated(model)
     loader = Loader(limits=Limits(max_bytes=10**9, max_pixels=10**9), preparation=spec.preparation)

@@ -262,7 +262,7 @@ def distance(ours, theirs):
 def serve(connection, seed):
     """Decode what comes; answer with the outcome, then with how far each other decoder is from it."""
     from deepfake_ray.errors import ImageError
-    from deepfake_ray.images import Limits, decode
+    from deepfake_ray.images.decode import Limits, decode
 
     limits = Limits(max_bytes=1 << 26, max_pixels=1 << 24)
     originals = {name: decode(data, limits).pixels for name, data in layouts.of_all_kinds(seed).items()}

@@ -18,10 +18,10 @@ import simplejpeg
 import torch
 
 from deepfake_ray import models
-from deepfake_ray.images import Limits, decode
+from deepfake_ray.images.decode import Limits, decode
+from deepfake_ray.images.preprocessing import DECODE_MARGIN, Preparation, prepare
 from deepfake_ray.inference import _compiled, _folded
 from deepfake_ray.optimization import loss_sum, make_optimizer
-from deepfake_ray.preparation import DECODE_MARGIN, Preparation, prepare
 
 
 def rate(step, number, seconds, device):

@@ -25,7 +25,7 @@ def make_bundle(place, arch, image_size):
     import torch
 
     from deepfake_ray import bundle, models
-    from deepfake_ray.preparation import DECODE_MARGIN, Preparation
+    from deepfake_ray.images.preprocessing import DECODE_MARGIN, Preparation
     from deepfake_ray.scores import threshold_at
 
     torch.manual_seed(0)
@@ -39,9 +39,9 @@ def make_bundle(place, arch, image_size):
 def _bare_loop(model, paths, batch_size, tuned, barrier, times):
     import numpy as np
 
-    from deepfake_ray.images import Limits, decode
+    from deepfake_ray.images.decode import Limits, decode
+    from deepfake_ray.images.preprocessing import prepare
     from deepfake_ray.inference import Predictor
-    from deepfake_ray.preparation import prepare
     from deepfake_ray.processes.allocator import keep_freed_memory
 
     if tuned:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from deepfake_ray import bundle, models
-from deepfake_ray.images import Pixels
+from deepfake_ray.images.decode import Pixels
 from deepfake_ray.schema import FAKE
 
 MIN_SIDE = 4

@@ -12,12 +12,12 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import augment
 from deepfake_ray.errors import JobError
 from deepfake_ray.execution import BYTES_PER_TASK
-from deepfake_ray.images import Limits
-from deepfake_ray.loading import Loader
-from deepfake_ray.preparation import Preparation
+from deepfake_ray.images import augmentation
+from deepfake_ray.images.decode import Limits
+from deepfake_ray.images.loading import Loader
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.sampling import Position, Sampler, Task
 from deepfake_ray.schema import CLASSES, TRAIN, VALIDATION
 
@@ -132,8 +132,8 @@ class ReadTask:
         errors, codes = (np.full(len(rows), "", dtype=object) for _ in range(2))
         loader = Loader(limits=self.limits, preparation=self.preparation)
         uris, given_up = chosen["uri"].to_pylist(), chosen["given_up"].to_pylist()
-        seeds = augment.seeds_of(self.sampler.seed, task.epoch, rows)
-        places = augment.places(seeds) if task.is_train else None
+        seeds = augmentation.seeds_of(self.sampler.seed, task.epoch, rows)
+        places = augmentation.places(seeds) if task.is_train else None
         wanted = [i for i, reason in enumerate(given_up) if reason is None]
         for i in set(range(len(rows))) - set(wanted):
             errors[i], codes[i] = f"{uris[i]}: {given_up[i]}", given_up[i].partition(":")[0]
@@ -144,7 +144,7 @@ class ReadTask:
             else:
                 (images[i],) = image.crops
         if task.is_train:
-            for i, augmented in enumerate(augment.RECIPES[self.recipe](images, seeds)):
+            for i, augmented in enumerate(augmentation.RECIPES[self.recipe](images, seeds)):
                 images[i] = augmented
         return {
             "image": images,

@@ -16,7 +16,6 @@ from deepfake_ray import (
     bundle,
     comparison,
     figures,
-    fingerprints,
     joining,
     manifest,
     measurement,
@@ -29,11 +28,12 @@ from deepfake_ray import (
 )
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
-from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation_text import result_text
 from deepfake_ray.held_out import held_out
-from deepfake_ray.images import Limits
+from deepfake_ray.images import fingerprints
+from deepfake_ray.images.corruptions import DEGRADATIONS
+from deepfake_ray.images.decode import Limits
 from deepfake_ray.labels import draw, labelled, of_split
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.predictions import read_predictions

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn import metrics as sk
 
-from deepfake_ray.degradations import BLUR, DEGRADATIONS, JPEG, OTHER
+from deepfake_ray.images.corruptions import BLUR, DEGRADATIONS, JPEG, OTHER
 from deepfake_ray.ranking import ECE_BINS
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 from deepfake_ray.scores import in_digits, p_fake_of

@@ -111,7 +111,7 @@ _BYTES_TO_SNIFF = 512
 
 def _begins_as_image(uri: str) -> bool:
     """Whether a local file announces an image, or may not be looked at, which will be its error; True for objects."""
-    from deepfake_ray.containers import sniff  # loads the decoders, which most listings do without
+    from deepfake_ray.images.formats.containers import sniff  # loads the decoders, which most listings do without
 
     if not files.is_local(uri):
         return True

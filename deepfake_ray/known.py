@@ -16,7 +16,7 @@ import pyarrow.dataset as pads
 
 from deepfake_ray import bundle, manifest, schema
 from deepfake_ray.errors import UserError
-from deepfake_ray.loading import Loaded
+from deepfake_ray.images.loading import Loaded
 from deepfake_ray.scores import require_same_precision
 from deepfake_ray.storage import files
 

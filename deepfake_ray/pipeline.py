@@ -16,9 +16,9 @@ from deepfake_ray import manifest
 from deepfake_ray.batches import Block, ReadTask, Run
 from deepfake_ray.errors import JobError
 from deepfake_ray.execution import bytes_ahead, context
-from deepfake_ray.facts import read_facts
-from deepfake_ray.images import Limits
-from deepfake_ray.loading import decoder_bytes
+from deepfake_ray.images.decode import Limits
+from deepfake_ray.images.facts import read_facts
+from deepfake_ray.images.loading import decoder_bytes
 from deepfake_ray.placement import ScoringPlacement, plan_reading
 from deepfake_ray.processes.isolation import Isolated
 from deepfake_ray.schema import FACTS

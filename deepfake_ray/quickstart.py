@@ -5,10 +5,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import interrupts, sample, summaries
+from deepfake_ray import interrupts, summaries
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.evaluation import evaluate
+from deepfake_ray.images import sample
 from deepfake_ray.scoring import score
 from deepfake_ray.storage import files
 from deepfake_ray.training import train

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow as pa
 
 from deepfake_ray import intervals, metrics, schema
-from deepfake_ray.degradations import DEGRADATIONS
+from deepfake_ray.images.corruptions import DEGRADATIONS
 from deepfake_ray.intervals import Clusters
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import Threshold, called_fake

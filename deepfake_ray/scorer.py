@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from deepfake_ray import bundle, manifest, schema
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
-from deepfake_ray.images import Limits, Pixels
+from deepfake_ray.images.decode import Limits, Pixels
+from deepfake_ray.images.loading import Loaded, Loader, given_up
+from deepfake_ray.images.preprocessing import spread
+from deepfake_ray.images.stopwatch import Stopwatch
 from deepfake_ray.known import Known
-from deepfake_ray.loading import Loaded, Loader, given_up
-from deepfake_ray.preparation import spread
 from deepfake_ray.processes.allocator import keep_freed_memory
 from deepfake_ray.processes.isolation import Items
 from deepfake_ray.processes.memory_limit import lifted
 from deepfake_ray.scores import HIGHEST, Threshold, called_fake, p_fake_of
-from deepfake_ray.stopwatch import Stopwatch
 from deepfake_ray.storage import files
 
 if TYPE_CHECKING:

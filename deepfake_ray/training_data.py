@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import audit, fingerprints, schema
+from deepfake_ray import audit, schema
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.errors import UserError
-from deepfake_ray.images import Limits
+from deepfake_ray.images import fingerprints
+from deepfake_ray.images.decode import Limits
 from deepfake_ray.labels import Labelled
 from deepfake_ray.manifest import numbered
 from deepfake_ray.pipeline import image_facts

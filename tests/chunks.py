@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import simplejpeg
 
 from deepfake_ray import manifest
-from deepfake_ray.images import Limits
+from deepfake_ray.images.decode import Limits
 from deepfake_ray.scorer import ScorerSpec, chunk_file
 from deepfake_ray.scores import threshold_at
 

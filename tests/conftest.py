@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session")
 def sample_folder(tmp_path_factory):
-    from deepfake_ray import sample
+    from deepfake_ray.images import sample
 
     folder = tmp_path_factory.mktemp("sample")
     sample.generate(str(folder), num_train=400, num_test=80)
@@ -33,7 +33,7 @@ def untrained(tmp_path_factory):
     import torch
 
     from deepfake_ray import bundle, models
-    from deepfake_ray.preparation import Preparation
+    from deepfake_ray.images.preprocessing import Preparation
     from deepfake_ray.scores import threshold_at
 
     place = str(tmp_path_factory.mktemp("bundle"))

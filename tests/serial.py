@@ -123,9 +123,10 @@ class Interruption:
 
 def work(config, at, action, forbid):
     """Run `score`; returns the exit code of the command line."""
-    from deepfake_ray import loading, parts, scoring
+    from deepfake_ray import parts, scoring
     from deepfake_ray.config import ScoreConfig
     from deepfake_ray.errors import ErrorCode, ImageError, JobError, UserError
+    from deepfake_ray.images import loading
     from deepfake_ray.storage import output_lock
 
     without_ray(setattr)

@@ -16,9 +16,9 @@ from deepfake_ray import batches, execution
 from deepfake_ray.batches import Batch, TrainingTables, training_batches
 from deepfake_ray.errors import ErrorCode, JobError
 from deepfake_ray.execution import BYTES_PER_TASK, bytes_ahead
-from deepfake_ray.images import Limits
+from deepfake_ray.images.decode import Limits
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.pipeline import in_order
-from deepfake_ray.preparation import Preparation
 from deepfake_ray.sampling import Position, Sampler
 
 SIZE = 4

@@ -7,8 +7,8 @@ import torch
 
 from deepfake_ray import bundle, calibration, models, schema
 from deepfake_ray.errors import UserError
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.inference import Predictor
-from deepfake_ray.preparation import Preparation
 from deepfake_ray.scores import Threshold, threshold_at
 
 NUMBERS = {"default": 0.5, "balanced": 0.4, "fpr_1": 0.9, "fpr_5": 0.8}

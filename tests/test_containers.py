@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from layouts import chunk, chunks, encode, exif, png, segment, segments
 from PIL import Image
 
-from deepfake_ray import foreign
-from deepfake_ray.containers import sniff
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.images import Limits, decode, header
+from deepfake_ray.images.decode import Limits, decode, header
+from deepfake_ray.images.formats import foreign
+from deepfake_ray.images.formats.containers import sniff
 
 LIMITS = Limits(max_bytes=1 << 26, max_pixels=1 << 24)
 PICTURE = layouts.photograph()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepfake_ray.degradations import DEGRADATIONS
+from deepfake_ray.images.corruptions import DEGRADATIONS
 
 
 def picture(height=96, width=128, seed=0):

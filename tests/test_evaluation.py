@@ -135,8 +135,8 @@ def test_planted_faults_are_named(planted):
 
 
 def test_degraded_scores_are_those_of_degraded_files(planted, trained, tmp_path):
-    from deepfake_ray.degradations import DEGRADATIONS
-    from deepfake_ray.images import Limits, decode
+    from deepfake_ray.images.corruptions import DEGRADATIONS
+    from deepfake_ray.images.decode import Limits, decode
 
     rows = pq.read_table(planted / "degraded" / "predictions").to_pandas()
     assert len(rows) == 40 * len(DEGRADATIONS)

@@ -7,12 +7,12 @@ from struct import pack
 import numpy as np
 import simplejpeg
 
-from deepfake_ray import facts
 from deepfake_ray.errors import ErrorCode
-from deepfake_ray.facts import FactsReader, read_facts
-from deepfake_ray.images import Limits
-from deepfake_ray.loading import Loader
-from deepfake_ray.preparation import Preparation
+from deepfake_ray.images import facts
+from deepfake_ray.images.decode import Limits
+from deepfake_ray.images.facts import FactsReader, read_facts
+from deepfake_ray.images.loading import Loader
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.processes.isolation import Isolated
 
 LIMITS = Limits(max_bytes=10**7, max_pixels=10**8)

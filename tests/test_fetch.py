@@ -11,8 +11,8 @@ import pytest
 from s3_server import KEYS, Stub, error_body, send
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.fetch import fetch, too_many_bytes
-from deepfake_ray.read_ahead import fetch_ahead
+from deepfake_ray.images.fetch import fetch, too_many_bytes
+from deepfake_ray.images.read_ahead import fetch_ahead
 from deepfake_ray.storage import files, s3, stores
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from deepfake_ray import fingerprints
-from deepfake_ray.images import Limits
+from deepfake_ray.images import fingerprints
+from deepfake_ray.images.decode import Limits
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.images import Limits, decode
+from deepfake_ray.images.decode import Limits, decode
 
 LIMITS = Limits(max_bytes=10_000_000, max_pixels=100_000_000)
 CODES_OF_DAMAGE = (

@@ -7,10 +7,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from deepfake_ray.containers import sniff
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.images import Limits, decode, header
-from deepfake_ray.preparation import CROP, Preparation, prepare, spread
+from deepfake_ray.images.decode import Limits, decode, header
+from deepfake_ray.images.formats.containers import sniff
+from deepfake_ray.images.preprocessing import CROP, Preparation, prepare, spread
 
 LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
 
@@ -302,7 +302,7 @@ def test_places_are_spread():
 def test_headers_tell_without_pixels():
     import hostile
 
-    from deepfake_ray.images import Header, header
+    from deepfake_ray.images.decode import Header, header
 
     for name, data in hostile.valid().items():
         kind = hostile.kind_of(name)

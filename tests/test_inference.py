@@ -9,8 +9,8 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from deepfake_ray import bundle, models
+from deepfake_ray.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from deepfake_ray.inference import Predictor, _MaxOfPairs
-from deepfake_ray.preparation import IMAGENET_MEAN, IMAGENET_STD, Preparation
 
 
 def network_with_statistics(arch, *, positive=False):

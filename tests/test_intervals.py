@@ -10,8 +10,8 @@ from scipy.stats import binom, binomtest, norm
 from test_measurement import predictions, simulated
 
 from deepfake_ray import bundle, comparison, intervals, measurement, robustness, schema
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.intervals import Clusters
-from deepfake_ray.preparation import Preparation
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import threshold_at
 

@@ -115,7 +115,7 @@ def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monke
     file = str(tmp_path / "known.sqlite")
     assert known.build(str(first), bundle.load_spec(untrained), "fp32", file) == 4
     decoded = []
-    from deepfake_ray import loading
+    from deepfake_ray.images import loading
 
     decode = loading.decode
     monkeypatch.setattr(loading, "decode", lambda data, *more: decoded.append(data) or decode(data, *more))

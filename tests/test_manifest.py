@@ -346,7 +346,7 @@ def test_a_file_that_is_no_inventory_is_named(tmp_path, text):
 
 
 def test_names_that_are_not_utf_8_are_listed_and_fetched(tmp_path):
-    from deepfake_ray.fetch import fetch
+    from deepfake_ray.images.fetch import fetch
 
     names = [b"caf\xe9.jpg", b"a\\xe9.jpg"]  # the second has the four characters \xe9 in its name
     for number, name in enumerate(names):

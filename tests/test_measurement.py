@@ -6,8 +6,8 @@ import pytest
 from sklearn import metrics as sk
 
 from deepfake_ray import bundle, measurement, metrics, schema, slices
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.intervals import Clusters, wilson
-from deepfake_ray.preparation import Preparation
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.scores import p_fake_of, threshold_at
 

@@ -12,8 +12,8 @@ from scipy.special import logit
 
 from deepfake_ray import bundle, mistakes, models
 from deepfake_ray.attention import GradCam
-from deepfake_ray.images import Limits
-from deepfake_ray.preparation import Preparation
+from deepfake_ray.images.decode import Limits
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.schema import FAKE, REAL
 from deepfake_ray.scores import threshold_at
 

@@ -4,7 +4,7 @@ import torchvision
 
 from deepfake_ray import bundle, models, weights
 from deepfake_ray.errors import UserError
-from deepfake_ray.preparation import Preparation
+from deepfake_ray.images.preprocessing import Preparation
 
 ARCHS = [
     "cnn", "resnet18", "resnet50", "efficientnet_b0", "vit_b_32", "convnext_tiny", "swin_t", "mobilenet_v3_small",

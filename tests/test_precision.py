@@ -7,8 +7,8 @@ from torch import nn
 
 from deepfake_ray import bundle, hardware, models, precision
 from deepfake_ray.errors import UserError
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.inference import Predictor
-from deepfake_ray.preparation import Preparation
 from deepfake_ray.quantization import require_vnni
 
 

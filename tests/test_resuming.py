@@ -11,9 +11,10 @@ import pytest
 import serial
 from chunks import jpeg
 
-from deepfake_ray import bundle, loading, precision, resuming, tally
+from deepfake_ray import bundle, precision, resuming, tally
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
+from deepfake_ray.images import loading
 from deepfake_ray.predictions import warnings_of
 from deepfake_ray.scoring import score
 from deepfake_ray.storage import files

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfake_ray import augment
 from deepfake_ray.errors import UserError
+from deepfake_ray.images import augmentation
 from deepfake_ray.sampling import Position, Sampler
 
 
@@ -112,20 +112,20 @@ def test_a_worker_may_have_no_validation_rows():
 
 def test_augmentation_seeds_depend_on_seed_epoch_and_row_alone():
     rows = np.arange(1000)
-    seeds = augment.seeds_of(0, 0, rows)
+    seeds = augmentation.seeds_of(0, 0, rows)
     assert len(set(seeds.tolist())) == 1000
-    assert np.array_equal(seeds[[7, 3]], augment.seeds_of(0, 0, np.array([7, 3])))
-    assert not np.any(seeds == augment.seeds_of(0, 1, rows))
-    assert not np.any(seeds == augment.seeds_of(1, 0, rows))
+    assert np.array_equal(seeds[[7, 3]], augmentation.seeds_of(0, 0, np.array([7, 3])))
+    assert not np.any(seeds == augmentation.seeds_of(0, 1, rows))
+    assert not np.any(seeds == augmentation.seeds_of(1, 0, rows))
 
 
 def test_uniform_is_uniform():
-    draws = augment.uniform(augment.seeds_of(0, 0, np.arange(100_000)), 0)
+    draws = augmentation.uniform(augmentation.seeds_of(0, 0, np.arange(100_000)), 0)
     assert draws.min() >= 0
     assert draws.max() < 1
     counts = np.histogram(draws, bins=10, range=(0, 1))[0]
     assert np.abs(counts - 10_000).max() < 400  # four standard deviations
-    other = augment.uniform(augment.seeds_of(0, 0, np.arange(100_000)), 1)
+    other = augmentation.uniform(augmentation.seeds_of(0, 0, np.arange(100_000)), 1)
     assert abs(np.corrcoef(draws, other)[0, 1]) < 0.013
 
 
@@ -133,8 +133,8 @@ def test_baseline_flips_half_and_turns_half_by_at_most_ten_degrees():
     image = np.zeros((64, 64, 3), np.uint8)
     image[:, :32] = (255, 0, 0)  # left half red
     image[:, 32:] = (0, 0, 255)
-    seeds = augment.seeds_of(0, 0, np.arange(2000))
-    augmented = list(augment.baseline([image] * 2000, seeds))
+    seeds = augmentation.seeds_of(0, 0, np.arange(2000))
+    augmented = list(augmentation.baseline([image] * 2000, seeds))
     assert all(a.shape == image.shape and a.dtype == np.uint8 for a in augmented)
     flipped = [a[32, 8, 2] > 128 for a in augmented]
     turned = [bool((a[0] == 0).all(axis=-1).any()) for a in augmented]  # a black corner in the top row
@@ -148,9 +148,9 @@ def test_baseline_flips_half_and_turns_half_by_at_most_ten_degrees():
 def test_robust_changes_the_shares_that_it_names():
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (16, 16, 3), dtype=np.uint8) for _ in range(4)] * 500
-    seeds = augment.seeds_of(0, 0, np.arange(2000))
-    found = list(augment.robust(pictures, seeds))
-    again = list(augment.robust(pictures, seeds))
+    seeds = augmentation.seeds_of(0, 0, np.arange(2000))
+    found = list(augmentation.robust(pictures, seeds))
+    again = list(augmentation.robust(pictures, seeds))
     assert all(image.dtype == np.uint8 and image.shape == (16, 16, 3) for image in found)
     assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
     same = [np.array_equal(a, b) for a, b in zip(found, pictures, strict=True)]
@@ -163,5 +163,5 @@ def test_robust_changes_the_shares_that_it_names():
 def test_resaving_loses_what_the_quality_says():
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for kind in ("JPEG", "WEBP"):
-        losses = [np.abs(augment.resaved(picture, kind, q).astype(int) - picture).mean() for q in (95, 60, 30)]
+        losses = [np.abs(augmentation.resaved(picture, kind, q).astype(int) - picture).mean() for q in (95, 60, 30)]
         assert 0 < losses[0] < losses[1] < losses[2]

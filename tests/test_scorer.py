@@ -80,8 +80,8 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_image(untrained, tmp_path, ba
 
 
 def test_a_storage_that_always_fails_is_given_up(untrained, tmp_path, monkeypatch):
-    from deepfake_ray import loading
     from deepfake_ray.errors import ErrorCode
+    from deepfake_ray.images import loading
 
     table = tmp_path / "list.txt"
     table.write_text("".join(f"s3://bucket/{i}.jpg\n" for i in range(3000)))
@@ -104,9 +104,9 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     import torch
 
     from deepfake_ray import models
-    from deepfake_ray.images import decode
+    from deepfake_ray.images.decode import decode
+    from deepfake_ray.images.preprocessing import CROP, Preparation, spread
     from deepfake_ray.inference import Predictor
-    from deepfake_ray.preparation import CROP, Preparation, spread
 
     torch.manual_seed(1)
     arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from deepfake_ray import bundle, calibration, evaluation, measurement, metrics, schema, scorer, tables
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.errors import UserError
-from deepfake_ray.loading import Loaded
-from deepfake_ray.preparation import Preparation
+from deepfake_ray.images.loading import Loaded
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.scores import (
     HIGHEST,
     LOWEST,

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from deepfake_ray.stopwatch import Stopwatch
+from deepfake_ray.images.stopwatch import Stopwatch
 
 
 def test_seconds_are_added_up_and_taken_once():

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from deepfake_ray.images import Pixels
-from deepfake_ray.preparation import Place
+from deepfake_ray.images.decode import Pixels
+from deepfake_ray.images.preprocessing import Place
 
 ROTATION_DEGREES = 10.0
 ROTATION_SHARE = 0.5

@@ -8,12 +8,12 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from deepfake_ray import foreign, jpeg, png, tiff
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.isobmff import walk_isobmff
-from deepfake_ray.jpeg import JpegFile
-from deepfake_ray.png import PngFile
-from deepfake_ray.tiff import TiffFile
+from deepfake_ray.images.formats import foreign, jpeg, png, tiff
+from deepfake_ray.images.formats.isobmff import walk_isobmff
+from deepfake_ray.images.formats.jpeg import JpegFile
+from deepfake_ray.images.formats.png import PngFile
+from deepfake_ray.images.formats.tiff import TiffFile
 
 
 @dataclass(slots=True)

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from deepfake_ray import jpeg, jpeg_pixels, tiff
-from deepfake_ray.containers import Container, walk
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.pixels import Pixels as Pixels
-from deepfake_ray.pixels import upright
-from deepfake_ray.png import PngFile
+from deepfake_ray.images.formats import jpeg, jpeg_pixels, tiff
+from deepfake_ray.images.formats.containers import Container, walk
+from deepfake_ray.images.formats.pixels import Pixels as Pixels
+from deepfake_ray.images.formats.pixels import upright
+from deepfake_ray.images.formats.png import PngFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ import numpy as np
 import simplejpeg
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.jpeg import PROGRESSIVE, SOF3, JpegFile, Scan, is_refined, scans_of
-from deepfake_ray.pixels import Pixels
+from deepfake_ray.images.formats.jpeg import PROGRESSIVE, SOF3, JpegFile, Scan, is_refined, scans_of
+from deepfake_ray.images.formats.pixels import Pixels
 
 _END = b"\xff\xd9"
 

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
-from deepfake_ray.containers import sniff
 from deepfake_ray.errors import ImageError
-from deepfake_ray.fetch import fetch
-from deepfake_ray.fingerprints import perceptual_hash
-from deepfake_ray.images import Limits, header
-from deepfake_ray.loading import Loaded, decoder_bytes, fetched, forgetful, given_up
+from deepfake_ray.images.decode import Limits, header
+from deepfake_ray.images.fetch import fetch
+from deepfake_ray.images.fingerprints import perceptual_hash
+from deepfake_ray.images.formats.containers import sniff
+from deepfake_ray.images.loading import Loaded, decoder_bytes, fetched, forgetful, given_up
+from deepfake_ray.images.read_ahead import fetch_ahead
 from deepfake_ray.processes.isolation import Isolated, Items
-from deepfake_ray.read_ahead import fetch_ahead
 from deepfake_ray.storage.files import is_local
 
 TIMEOUT_S = 60.0
@@ -90,7 +90,7 @@ def _reader(limits: Limits) -> Isolated:
         _close()
     if _shared is None:
         worker = Isolated(
-            "deepfake_ray.facts:FactsReader", limits, timeout_s=TIMEOUT_S, decoder_bytes=decoder_bytes(limits)
+            "deepfake_ray.images.facts:FactsReader", limits, timeout_s=TIMEOUT_S, decoder_bytes=decoder_bytes(limits)
         )
         _shared = limits, worker
     return _shared[1]

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.pixels import Pixels
+from deepfake_ray.images.formats.pixels import Pixels
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANES = 273, 277, 278, 279, 284

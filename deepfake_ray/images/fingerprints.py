@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.fft import dct
 
 from deepfake_ray.errors import ImageError
-from deepfake_ray.images import Limits, decode_grey
+from deepfake_ray.images.decode import Limits, decode_grey
 from deepfake_ray.storage import files
 
 SIDE = 32

@@ -5,7 +5,7 @@ import zlib
 from dataclasses import dataclass
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.tiff import orientation_of
+from deepfake_ray.images.formats.tiff import orientation_of
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE = 0, 2, 3

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from deepfake_ray.images import Pixels
+from deepfake_ray.images.decode import Pixels
 
 SIZE = 32
 """Side of a crop in pixels."""

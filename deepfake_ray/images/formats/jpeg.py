@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.tiff import orientation_of
+from deepfake_ray.images.formats.tiff import orientation_of
 
 SOF3, SOF9, SOF10, DHT, JPG, DAC = 0xC3, 0xC9, 0xCA, 0xC4, 0xC8, 0xCC
 SOI, EOI, SOS, DQT, DNL, DRI = 0xD8, 0xD9, 0xDA, 0xDB, 0xDC, 0xDD

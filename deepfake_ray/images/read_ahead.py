@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.fetch import REMOTE_REQUESTS, TooManyBytesError, too_many_bytes
+from deepfake_ray.images.fetch import REMOTE_REQUESTS, TooManyBytesError, too_many_bytes
 
 BYTES_AHEAD = 256 << 20
 """Of files that are fetched and not yet used, in each process."""

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from deepfake_ray.augment import resaved
-from deepfake_ray.images import Pixels
+from deepfake_ray.images.augmentation import resaved
+from deepfake_ray.images.decode import Pixels
 
 JPEG, BLUR, OTHER = "JPEG quality", "blur, sigma in px", "other"
 UPLOADED = ((1080, 80), (720, 70))

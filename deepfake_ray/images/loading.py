@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
-from deepfake_ray.degradations import DEGRADATIONS
 from deepfake_ray.errors import ErrorCode, ImageError
-from deepfake_ray.fetch import fetch
-from deepfake_ray.images import Limits, Pixels, decode
-from deepfake_ray.preparation import CENTER, Place, Preparation, prepare
+from deepfake_ray.images.corruptions import DEGRADATIONS
+from deepfake_ray.images.decode import Limits, Pixels, decode
+from deepfake_ray.images.fetch import fetch
+from deepfake_ray.images.preprocessing import CENTER, Place, Preparation, prepare
+from deepfake_ray.images.read_ahead import fetch_ahead
+from deepfake_ray.images.stopwatch import Stopwatch
 from deepfake_ray.processes.allocator import give_back_freed_memory
 from deepfake_ray.processes.memory_limit import renew
-from deepfake_ray.read_ahead import fetch_ahead
-from deepfake_ray.stopwatch import Stopwatch
 from deepfake_ray.storage.files import is_local
 from deepfake_ray.storage.stores import REQUEST_TIMEOUT_S
 
