@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import bundle, joining, labels, manifest, tables
+from deepfake_ray import bundle, joining
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.data import labels, manifest, tables
+from deepfake_ray.data.listing import Pick
 from deepfake_ray.errors import UserError
-from deepfake_ray.listing import Pick
 from deepfake_ray.storage import files
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"

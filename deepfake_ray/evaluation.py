@@ -12,31 +12,29 @@ import pyarrow.parquet as pq
 import ray
 
 from deepfake_ray import (
-    audit,
     bundle,
     comparison,
     figures,
     joining,
-    manifest,
     measurement,
     metrics,
     mistakes,
     report,
     robustness,
     schema,
-    tables,
 )
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
+from deepfake_ray.data import audit, manifest, tables
+from deepfake_ray.data.held_out import held_out
+from deepfake_ray.data.labels import draw, labelled, of_split
+from deepfake_ray.data.predictions import read_predictions
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation_text import result_text
-from deepfake_ray.held_out import held_out
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.corruptions import DEGRADATIONS
 from deepfake_ray.images.decode import Limits
-from deepfake_ray.labels import draw, labelled, of_split
 from deepfake_ray.pipeline import image_facts
-from deepfake_ray.predictions import read_predictions
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.scores import Threshold, require_same_precision, threshold_of_rows
 from deepfake_ray.scoring import score_manifest

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
-from deepfake_ray import manifest
 from deepfake_ray.batches import Block, ReadTask, Run
+from deepfake_ray.data import manifest
 from deepfake_ray.errors import JobError
 from deepfake_ray.execution import bytes_ahead, context
 from deepfake_ray.images.decode import Limits

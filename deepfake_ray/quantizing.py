@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from deepfake_ray import bundle, schema, summaries
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
+from deepfake_ray.data.labels import labelled, of_split
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation_text import number
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader
-from deepfake_ray.labels import labelled, of_split
 from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.session import check_places
 from deepfake_ray.storage import files

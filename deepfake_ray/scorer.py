@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, manifest, schema
+from deepfake_ray import bundle, schema
+from deepfake_ray.data import manifest
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.images.decode import Limits, Pixels
 from deepfake_ray.images.loading import Loaded, Loader, given_up

@@ -13,15 +13,16 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from deepfake_ray import bundle, known, manifest, precision, predictions
+from deepfake_ray import bundle, known, precision
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.console import Progress, duration, say, show
+from deepfake_ray.data import manifest, predictions
+from deepfake_ray.data.listing import Pick
 from deepfake_ray.error_watch import ErrorWatch, by_code
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, Preparation
-from deepfake_ray.listing import Pick
 from deepfake_ray.monitoring import RunMetrics
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset

@@ -18,18 +18,19 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, bundle, manifest, models, precision, schema, weights
+from deepfake_ray import __version__, bundle, models, precision, schema, weights
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import duration, say, show
+from deepfake_ray.data import manifest
+from deepfake_ray.data.labels import Labelled, labelled, of_split
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Preparation
-from deepfake_ray.labels import Labelled, labelled, of_split
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training

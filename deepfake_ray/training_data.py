@@ -8,14 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import audit, schema
+from deepfake_ray import schema
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import say
+from deepfake_ray.data import audit
+from deepfake_ray.data.labels import Labelled
+from deepfake_ray.data.manifest import numbered
 from deepfake_ray.errors import UserError
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
-from deepfake_ray.labels import Labelled
-from deepfake_ray.manifest import numbered
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.storage import files
 

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import simplejpeg
 
-from deepfake_ray import manifest
+from deepfake_ray.data import manifest
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.scorer import ScorerSpec, chunk_file
 from deepfake_ray.scores import threshold_at

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from deepfake_ray import bundle, calibration
 from deepfake_ray.config import ScoreConfig, TrainConfig
-from deepfake_ray.predictions import read_predictions
+from deepfake_ray.data.predictions import read_predictions
 
 pytestmark = pytest.mark.ray
 

@@ -411,7 +411,7 @@ def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim, m
 
 def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, tmp_path):
     """The pipeline of a GPU cluster, its one actor on a CPU here: the same rows as where each CPU does it all."""
-    from deepfake_ray import manifest
+    from deepfake_ray.data import manifest
     from deepfake_ray.pipeline import reports_of, scoring_dataset
     from deepfake_ray.placement import ScoringPlacement
     from deepfake_ray.scorer import chunk_file
@@ -465,7 +465,7 @@ def test_all_actors_work(trained, sample_folder, tmp_path, monkeypatch):
 
 
 def test_a_scorer_that_cannot_be_made_says_why(ray_2_cpus, untrained, sample_folder, tmp_path):
-    from deepfake_ray import manifest
+    from deepfake_ray.data import manifest
     from deepfake_ray.pipeline import reports_of, scoring_dataset
     from deepfake_ray.placement import ScoringPlacement
 

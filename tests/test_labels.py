@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfake_ray import folders, labels, manifest
 from deepfake_ray.config import EvaluateConfig, TrainConfig
+from deepfake_ray.data import folder_names, labels, manifest
 from deepfake_ray.errors import UserError
 
 CLASSES = {
@@ -50,7 +50,7 @@ def test_names_mean_one_thing_or_are_refused(parts):
     the source (`training` and `testing` were, and the test set was trained on: huggingface/datasets 4839).
     """
     parts = [(kind, meaning, in_case(name, change)) for (kind, meaning, name), change in parts]
-    found = folders.read("/".join(name for _, _, name in parts))
+    found = folder_names.read("/".join(name for _, _, name in parts))
 
     def meant(kind):
         return {meaning for of, meaning, _ in parts if of == kind}
@@ -221,7 +221,7 @@ def test_an_inventorys_bucket_is_no_folder(tmp_path, monkeypatch):
     table = pa.table({"uri": rows})
 
     def listed(place, **_):
-        from deepfake_ray.tables import manifest_rows
+        from deepfake_ray.data.tables import manifest_rows
 
         return manifest.Manifest(manifest.numbered(manifest_rows({"uri": table["uri"]}, len(table))))
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s3_server import KEYS, Stub, error_body, send
 
-from deepfake_ray import manifest
+from deepfake_ray.data import manifest
+from deepfake_ray.data.image_files import Pick, is_left_out
+from deepfake_ray.data.listing import files_in
 from deepfake_ray.errors import UserError
-from deepfake_ray.files import Pick, is_left_out
-from deepfake_ray.listing import files_in
 from deepfake_ray.storage import s3, stores
 
 JPEG = b"\xff\xd8\xff\xe0" + bytes(100)

@@ -5,9 +5,9 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import folders, labels, manifest, tables
+from deepfake_ray.data import folder_names, labels, manifest, tables
+from deepfake_ray.data.listing import Pick
 from deepfake_ray.errors import UserError
-from deepfake_ray.listing import Pick
 
 
 def make(folder, *names):
@@ -48,7 +48,7 @@ def test_kaggle_layout_in_any_letter_case(tmp_path):
     ],
 )
 def test_folders_tell_label_split_and_source(name, label, split, source):
-    found = folders.read(os.path.dirname(name))
+    found = folder_names.read(os.path.dirname(name))
     assert (found.label, found.split, found.source) == (label, split, source)
     assert not found.odd_label
     assert not found.odd_split

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepfake_ray import parts, schema
+from deepfake_ray.data.manifest import Chunk
 from deepfake_ray.errors import JobError
-from deepfake_ray.manifest import Chunk
 from deepfake_ray.parts import Layout
 from deepfake_ray.scorer import chunk_file
 

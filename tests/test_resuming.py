@@ -13,9 +13,9 @@ from chunks import jpeg
 
 from deepfake_ray import bundle, precision, resuming, tally
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
+from deepfake_ray.data.predictions import warnings_of
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images import loading
-from deepfake_ray.predictions import warnings_of
 from deepfake_ray.scoring import score
 from deepfake_ray.storage import files
 
@@ -222,8 +222,8 @@ def test_nearly_all_on_one_side_is_a_warning(num_ok, num_fake, expected):
 
 
 def test_an_output_that_others_changed_is_a_failure(config):
+    from deepfake_ray.data.predictions import count
     from deepfake_ray.errors import JobError
-    from deepfake_ray.predictions import count
 
     score(config)
     with pytest.raises(JobError, match=r"predictions has 7 rows instead of 8; it was changed by others"):
@@ -283,7 +283,7 @@ def test_a_finished_evaluation_of_predictions_is_compared_as_well(untrained, tmp
 
 def test_degraded_scores_of_other_images_are_not_gone_on_with(tmp_path):
     """Rows there count the drawn images: with others drawn, each score would be given to another image."""
-    from deepfake_ray import manifest, tables
+    from deepfake_ray.data import manifest, tables
     from deepfake_ray.evaluation import _require_the_same_drawn
 
     pages = [manifest.Page(tables.manifest_rows({"uri": [f"/{i}.jpg" for i in rows]}, 2)) for rows in ((1, 2), (1, 3))]

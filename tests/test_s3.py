@@ -15,10 +15,10 @@ import simplejpeg
 from conftest import ROOT
 from s3_server import LIMITED_KEYS, Server
 
-from deepfake_ray import manifest
+from deepfake_ray.data import manifest
+from deepfake_ray.data.listing import files_in
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images.fetch import fetch
-from deepfake_ray.listing import files_in
 from deepfake_ray.storage import files, stores
 from deepfake_ray.storage.s3 import _client, client
 

@@ -9,7 +9,8 @@ import pytest
 import simplejpeg
 from chunks import jpeg, listed, rows_of, scorer_spec
 
-from deepfake_ray import bundle, manifest
+from deepfake_ray import bundle
+from deepfake_ray.data import manifest
 from deepfake_ray.errors import ImageError, JobError
 from deepfake_ray.processes.isolation import Isolated, Items
 from deepfake_ray.scorer import ChunkScorer, chunk_file

@@ -32,7 +32,7 @@ def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
     import duckdb
     import pandas as pd
 
-    from deepfake_ray.predictions import read_predictions
+    from deepfake_ray.data.predictions import read_predictions
 
     values = {"row": 0, "uri": "a.jpg", "status": "error", "threshold": 0.5, "model_id": "m", "run_id": "r"}
     columns = [pa.array([values.get(field.name)], field.type) for field in schema.PREDICTIONS]

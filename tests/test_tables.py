@@ -9,7 +9,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import joining, labels, manifest, schema, tables
+from deepfake_ray import joining, schema
+from deepfake_ray.data import labels, manifest, tables
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage import uris
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from deepfake_ray.console import say
+from deepfake_ray.data.image_files import FILES, is_left_out, is_output, page
 from deepfake_ray.errors import ErrorCode
-from deepfake_ray.files import FILES, is_left_out, is_output, page
 from deepfake_ray.storage import files, s3
 from deepfake_ray.storage.errors import code_of, said
 

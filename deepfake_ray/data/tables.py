@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from deepfake_ray import folders, schema, text_tables
+from deepfake_ray import schema
 from deepfake_ray.console import say
+from deepfake_ray.data import folder_names, text_tables
+from deepfake_ray.data.image_files import ROWS_PER_PAGE
+from deepfake_ray.data.inventory import is_inventory
 from deepfake_ray.errors import UserError
-from deepfake_ray.files import ROWS_PER_PAGE
-from deepfake_ray.inventory import is_inventory
 from deepfake_ray.storage import files
 from deepfake_ray.storage.uris import normalised, refuse_unread
 
@@ -78,7 +79,7 @@ def _columns(table: pa.Table, place: str, *, shared_storage: bool) -> tuple[dict
     digits: set[str] = set()
     for name in set(schema.MANIFEST.names) & set(table.column_names) - {"uri", "row"}:
         columns[name] = _stripped(table[name]) if name in _TEXTS else table[name]
-    for name, named in (("label", _label_named), ("split", folders.split_named)):
+    for name, named in (("label", _label_named), ("split", folder_names.split_named)):
         if name in columns:
             meanings = {value: named(value) for value in pc.unique(columns[name]).to_pylist() if value is not None}
             _require_known(meanings, name, place)
@@ -163,7 +164,7 @@ def _stripped(values: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _label_named(value: str) -> str | None:
-    return _DIGITS.get(value) or folders.label_named(value)
+    return _DIGITS.get(value) or folder_names.label_named(value)
 
 
 def _require_known(meanings: Mapping[str, str | None], column: str, place: str) -> None:

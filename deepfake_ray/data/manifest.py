@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from deepfake_ray import schema
-from deepfake_ray.digest import Digest
+from deepfake_ray.data.digest import Digest
+from deepfake_ray.data.inventory import inventory_pages, is_inventory
+from deepfake_ray.data.listing import PREFIXES_AT_ONCE, Pick, files_in
+from deepfake_ray.data.repeated_uris import Distinct, hashes_of, repeated
+from deepfake_ray.data.tables import is_table, manifest_rows, table_pages
 from deepfake_ray.errors import UserError
-from deepfake_ray.inventory import inventory_pages, is_inventory
-from deepfake_ray.listing import PREFIXES_AT_ONCE, Pick, files_in
-from deepfake_ray.repetition import Distinct, hashes_of, repeated
 from deepfake_ray.storage import files
-from deepfake_ray.tables import is_table, manifest_rows, table_pages
 
 OTHER_FILES = "_other_files.parquet"
 ROWS_PER_GROUP = 8192

@@ -12,7 +12,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from deepfake_ray import manifest, schema
+from deepfake_ray import schema
+from deepfake_ray.data import manifest
 from deepfake_ray.images import fingerprints
 
 SHORTCUT_AUC = 0.6

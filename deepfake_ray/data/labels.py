@@ -12,15 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import folders, schema
+from deepfake_ray import schema
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.console import say
+from deepfake_ray.data import folder_names
+from deepfake_ray.data.inventory import is_inventory
+from deepfake_ray.data.manifest import Manifest, count, list_images, numbered
+from deepfake_ray.data.tables import is_table
 from deepfake_ray.errors import UserError
-from deepfake_ray.inventory import is_inventory
-from deepfake_ray.manifest import Manifest, count, list_images, numbered
 from deepfake_ray.schema import FAKE_NAMES, REAL_NAMES, SPLIT_NAMES
 from deepfake_ray.storage import files
-from deepfake_ray.tables import is_table
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,12 @@ def read_labelled(
     manifest = list_images(data, shared_storage=shared_storage)
     table = manifest.table
     keys = _keys(table, data)
-    readings: list[folders.Reading] = []
+    readings: list[folder_names.Reading] = []
     if is_inventory(data) or not is_table(data):
-        readings = [folders.read(os.path.dirname(_below_bucket(key))) for key in keys]
+        readings = [folder_names.read(os.path.dirname(_below_bucket(key))) for key in keys]
         for name in ("label", "split", "source"):
             table = _set(table, name, [getattr(reading, name) for reading in readings])
-    if not quiet and (summary := folders.summary(readings)):
+    if not quiet and (summary := folder_names.summary(readings)):
         say(f"folders: {summary}")
     given = None
     if labels is not None:
@@ -157,7 +158,7 @@ def _override(table: pa.Table, given: pa.Table, *, quiet: bool) -> pa.Table:
 
 
 def _refuse_odd(
-    readings: Iterable[folders.Reading], keys: Sequence[str], table: pa.Table, given: pa.Table | None, data: str
+    readings: Iterable[folder_names.Reading], keys: Sequence[str], table: pa.Table, given: pa.Table | None, data: str
 ) -> None:
     """Folders that speak of a class or a split, but do not say which; a table that says it settles it."""
     settled: dict[str, set[str]] = {"label": set(), "split": set()}
@@ -187,7 +188,7 @@ def _below_odd(data: str, path: str) -> str:
     names = path.split("/")
     if not is_inventory(data):
         for number, name in enumerate(names, 1):
-            if folders.read(name).odd_split:
+            if folder_names.read(name).odd_split:
                 place = files.join(data, *names[:number])
                 return f", give --data {place} alone (names count from below --data on)"
     return ""

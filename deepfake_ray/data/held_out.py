@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepfake_ray import schema
+from deepfake_ray.data.labels import Labelled, of_split, require_both_in_each, split_as
 from deepfake_ray.errors import UserError
-from deepfake_ray.labels import Labelled, of_split, require_both_in_each, split_as
 
 Hashes = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 """sha256 of the bytes at each of some URIs, null where they cannot be read."""

@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepfake_ray import bucket_listing
-from deepfake_ray.bucket_listing import PREFIXES_AT_ONCE as PREFIXES_AT_ONCE
 from deepfake_ray.console import say
+from deepfake_ray.data import bucket_listing
+from deepfake_ray.data.bucket_listing import PREFIXES_AT_ONCE as PREFIXES_AT_ONCE
+from deepfake_ray.data.image_files import FILES as FILES
+from deepfake_ray.data.image_files import ROWS_PER_PAGE as ROWS_PER_PAGE
+from deepfake_ray.data.image_files import Pick as Pick
+from deepfake_ray.data.image_files import is_left_out, is_output, page
 from deepfake_ray.errors import UserError
-from deepfake_ray.files import FILES as FILES
-from deepfake_ray.files import ROWS_PER_PAGE as ROWS_PER_PAGE
-from deepfake_ray.files import Pick as Pick
-from deepfake_ray.files import is_left_out, is_output, page
 from deepfake_ray.storage import files
 from deepfake_ray.storage.errors import remedy, said
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from deepfake_ray.data.image_files import FILES, ROWS_PER_PAGE, is_left_out
 from deepfake_ray.errors import UserError
-from deepfake_ray.files import FILES, ROWS_PER_PAGE, is_left_out
 from deepfake_ray.storage import files
 
 INVENTORY = "manifest.json"
