@@ -158,15 +158,15 @@ def written_chunks(output):
 
 def quantise(model, paths):
     """The bundle in 8-bit integers, beside it."""
-    from deepfake_ray import bundle, quantization
     from deepfake_ray.images.decode import Limits
     from deepfake_ray.images.loading import Loader
-    from deepfake_ray.inference import evaluated
+    from deepfake_ray.models import bundle, int8
+    from deepfake_ray.models.inference import evaluated
 
     spec, detector = evaluated(model)
     loader = Loader(limits=Limits(max_bytes=10**9, max_pixels=10**9), preparation=spec.preparation)
     pixels = torch.from_numpy(np.stack([image.crops[0] for image in loader.load_all(paths)]))
-    scales = quantization.calibrate(detector.network, [detector.normalized(pixels)])
+    scales = int8.calibrate(detector.network, [detector.normalized(pixels)])
     bundle.save(f"{model}-int8", dataclasses.replace(spec, scales=scales), bundle.load(model)[1])
 
 

@@ -17,10 +17,10 @@ import numpy as np
 import simplejpeg
 import torch
 
-from deepfake_ray import models
 from deepfake_ray.images.decode import Limits, decode
 from deepfake_ray.images.preprocessing import DECODE_MARGIN, Preparation, prepare
-from deepfake_ray.inference import _compiled, _folded
+from deepfake_ray.models import networks
+from deepfake_ray.models.inference import _compiled, _folded
 from deepfake_ray.optimization import loss_sum, make_optimizer
 
 
@@ -47,7 +47,7 @@ def rate(step, number, seconds, device):
 
 def detector_of(arch, preparation, device):
     torch.manual_seed(0)
-    detector = models.Detector(models.build(arch), preparation)
+    detector = networks.Detector(networks.build(arch), preparation)
     return detector.to(device, memory_format=torch.channels_last)
 
 
@@ -74,7 +74,7 @@ def main():
         pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
         labels = torch.randint(0, 2, (batch_size,), device=device)
         for precision in ("fp32", "bf16"):
-            autocast = models.autocast(device, precision)
+            autocast = networks.autocast(device, precision)
             eager = detector_of(options.arch, preparation, device).eval()
             folded = detector_of(options.arch, preparation, device).eval()
             folded.network = _folded(folded.network)

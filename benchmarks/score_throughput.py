@@ -24,12 +24,12 @@ def make_bundle(place, arch, image_size):
     """Random weights: speed does not depend on them."""
     import torch
 
-    from deepfake_ray import bundle, models
     from deepfake_ray.images.preprocessing import DECODE_MARGIN, Preparation
-    from deepfake_ray.scores import threshold_at
+    from deepfake_ray.models import bundle, networks
+    from deepfake_ray.models.scores import threshold_at
 
     torch.manual_seed(0)
-    arrays = {key: value.numpy() for key, value in models.build(arch).state_dict().items()}
+    arrays = {key: value.numpy() for key, value in networks.build(arch).state_dict().items()}
     thresholds = {"balanced": threshold_at(0.5, 1.0)}
     preparation = Preparation(image_size=image_size, decode_margin=DECODE_MARGIN)  # as training writes it
     spec = bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds=thresholds)
@@ -41,7 +41,7 @@ def _bare_loop(model, paths, batch_size, tuned, barrier, times):
 
     from deepfake_ray.images.decode import Limits, decode
     from deepfake_ray.images.preprocessing import prepare
-    from deepfake_ray.inference import Predictor
+    from deepfake_ray.models.inference import Predictor
     from deepfake_ray.processes.allocator import keep_freed_memory
 
     if tuned:

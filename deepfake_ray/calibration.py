@@ -9,8 +9,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
 
 from deepfake_ray import metrics
+from deepfake_ray.models.scores import HIGHEST, LOWEST, Threshold, threshold_at, threshold_of
 from deepfake_ray.schema import FAKE, REAL
-from deepfake_ray.scores import HIGHEST, LOWEST, Threshold, threshold_at, threshold_of
 
 MAX_FPR = {"fpr_1": 0.01, "fpr_5": 0.05}
 """The thresholds that promise something, and the share of the real images that they may call fake."""

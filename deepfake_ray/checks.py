@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import bundle, joining
+from deepfake_ray import joining
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.data import labels, manifest, tables
 from deepfake_ray.data.listing import Pick
 from deepfake_ray.errors import UserError
+from deepfake_ray.models import bundle
 from deepfake_ray.storage import files
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -51,11 +52,11 @@ def check_network(config: Any) -> None:
     """
     if not isinstance(config, TrainConfig):
         return
-    from deepfake_ray import models
+    from deepfake_ray.models import networks
 
-    models.require_known(config.arch)
+    networks.require_known(config.arch)
     if config.image_size is not None:
-        models.check_image_size(config.arch, config.image_size)
+        networks.check_image_size(config.arch, config.image_size)
 
 
 def _inputs(config: Any) -> list[str]:

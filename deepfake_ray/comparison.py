@@ -8,8 +8,8 @@ import pandas as pd
 
 from deepfake_ray import intervals, metrics, schema
 from deepfake_ray.intervals import Clusters
+from deepfake_ray.models.scores import Threshold, called_fake
 from deepfake_ray.ranking import Ranking
-from deepfake_ray.scores import Threshold, called_fake
 
 COLUMNS = ["uri", "logit", "true_label", "group"]
 

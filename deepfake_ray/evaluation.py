@@ -11,18 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from deepfake_ray import (
-    bundle,
-    comparison,
-    figures,
-    joining,
-    measurement,
-    metrics,
-    mistakes,
-    report,
-    robustness,
-    schema,
-)
+from deepfake_ray import comparison, figures, joining, measurement, metrics, mistakes, report, robustness, schema
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data import audit, manifest, tables
@@ -34,9 +23,10 @@ from deepfake_ray.evaluation_text import result_text
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.corruptions import DEGRADATIONS
 from deepfake_ray.images.decode import Limits
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import Threshold, require_same_precision, threshold_of_rows
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
-from deepfake_ray.scores import Threshold, require_same_precision, threshold_of_rows
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.session import cause_of, start_ray
 from deepfake_ray.storage import files

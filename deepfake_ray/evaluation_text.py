@@ -5,8 +5,8 @@ from typing import Any
 
 from deepfake_ray.calibration import MIN_REALS
 from deepfake_ray.intervals import MIN_CLUSTERS
+from deepfake_ray.models.scores import in_digits
 from deepfake_ray.schema import CLASSES, FAKE, REAL
-from deepfake_ray.scores import in_digits
 
 ONE_SIDED = 0.98
 """Warn when more than this share of the verdicts is the same, while the labels are not."""

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
-from deepfake_ray import bundle, schema
+from deepfake_ray import schema
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.loading import Loaded
-from deepfake_ray.scores import require_same_precision
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import require_same_precision
 from deepfake_ray.storage import files
 
 FILE = "known.sqlite"

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, calibration, evaluation_text, intervals, metrics, schema, slices
+from deepfake_ray import calibration, evaluation_text, intervals, metrics, schema, slices
 from deepfake_ray.intervals import Clusters, Interval
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import Threshold, called_fake
 from deepfake_ray.ranking import Ranking
-from deepfake_ray.scores import Threshold, called_fake
 
 COLUMNS = ["logit", "p_fake", "true_label", "group", *slices.COLUMNS]
 """Of the predictions, what is measured."""

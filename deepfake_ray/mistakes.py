@@ -13,11 +13,12 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from deepfake_ray import bundle, schema
+from deepfake_ray import schema
 from deepfake_ray.errors import ImageError
 from deepfake_ray.images.decode import Limits, Pixels, decode
 from deepfake_ray.images.preprocessing import STRETCH, prepare
-from deepfake_ray.scores import Threshold, called_fake
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import Threshold, called_fake
 
 PER_CLASS = 8
 MAX_SIDE = 480
@@ -69,8 +70,8 @@ def pictures(rows: Sequence[dict[str, Any]], model: str, limits: Limits) -> list
 
 
 def _pictures(rows: Sequence[dict[str, Any]], model: str, limits: Limits) -> Iterator[Mistake]:
-    from deepfake_ray.attention import GradCam  # imports torch, which the driver does without
     from deepfake_ray.images.fetch import fetch
+    from deepfake_ray.models.gradcam import GradCam  # imports torch, which the driver does without
 
     explain = GradCam(model)
     preparation = bundle.load_spec(model).preparation

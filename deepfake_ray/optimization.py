@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deepfake_ray.models import head_keys
+from deepfake_ray.models.networks import head_keys
 
 
 def balanced_weights(num_images: Sequence[int]) -> tuple[float, ...]:

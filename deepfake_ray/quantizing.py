@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, schema, summaries
+from deepfake_ray import schema, summaries
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data.labels import labelled, of_split
@@ -18,6 +18,7 @@ from deepfake_ray.evaluation_text import number
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader
+from deepfake_ray.models import bundle
 from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.session import check_places
 from deepfake_ray.storage import files
@@ -108,8 +109,8 @@ def _calibrated(model: str, uris: list[str], limits: Limits) -> bundle.Scales | 
     """Runs on a worker; a string says why the model cannot be quantised."""
     import torch
 
-    from deepfake_ray.inference import evaluated
-    from deepfake_ray.quantization import calibrate
+    from deepfake_ray.models.inference import evaluated
+    from deepfake_ray.models.int8 import calibrate
 
     spec, detector = evaluated(model)
     loader = Loader(limits=limits, preparation=spec.preparation)

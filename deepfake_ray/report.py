@@ -10,8 +10,8 @@ import jinja2
 
 from deepfake_ray import evaluation_text
 from deepfake_ray.mistakes import Mistake
+from deepfake_ray.models.scores import in_digits
 from deepfake_ray.schema import CLASSES
-from deepfake_ray.scores import in_digits
 
 
 def html(

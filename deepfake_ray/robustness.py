@@ -9,8 +9,8 @@ import pyarrow as pa
 from deepfake_ray import intervals, metrics, schema
 from deepfake_ray.images.corruptions import DEGRADATIONS
 from deepfake_ray.intervals import Clusters
+from deepfake_ray.models.scores import Threshold, called_fake
 from deepfake_ray.ranking import Ranking
-from deepfake_ray.scores import Threshold, called_fake
 
 COLUMNS = ["row", "logit", "true_label", "group"]
 AS_IT_IS = "as_it_is"

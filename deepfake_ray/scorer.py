@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from deepfake_ray import bundle, schema
+from deepfake_ray import schema
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.images.decode import Limits, Pixels
@@ -21,16 +21,17 @@ from deepfake_ray.images.loading import Loaded, Loader, given_up
 from deepfake_ray.images.preprocessing import spread
 from deepfake_ray.images.stopwatch import Stopwatch
 from deepfake_ray.known import Known
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import HIGHEST, Threshold, called_fake, p_fake_of
 from deepfake_ray.processes.allocator import keep_freed_memory
 from deepfake_ray.processes.isolation import Items
 from deepfake_ray.processes.memory_limit import lifted
-from deepfake_ray.scores import HIGHEST, Threshold, called_fake, p_fake_of
 from deepfake_ray.storage import files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from deepfake_ray.inference import Predictor
+    from deepfake_ray.models.inference import Predictor
 
 MIN_IMAGES_TO_STOP = 1_000
 """Fewer images than this say too little about the share of errors to stop a run."""
@@ -208,7 +209,7 @@ class _Forward:
     """Holds the model; scores batches and writes chunks' files."""
 
     def __init__(self, spec: ScorerSpec):
-        from deepfake_ray.inference import Predictor  # imports torch, which the driver does without
+        from deepfake_ray.models.inference import Predictor  # imports torch, which the driver does without
 
         self._spec = spec
         self._predictor = Predictor(

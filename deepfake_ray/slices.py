@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from deepfake_ray import intervals
 from deepfake_ray.intervals import Clusters
+from deepfake_ray.models.scores import Threshold, called_fake
 from deepfake_ray.ranking import Ranking
 from deepfake_ray.schema import CLASSES, FAKE, REAL
-from deepfake_ray.scores import Threshold, called_fake
 
 SMALL = 50
 """A slice with fewer images of a class that it is judged by is marked: its figures say little."""

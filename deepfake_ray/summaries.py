@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from deepfake_ray import bundle
+from deepfake_ray.models import bundle
 from deepfake_ray.storage import files
 
 

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepfake_ray import models
 from deepfake_ray.batches import Batch, TrainingTables, training_batches
 from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
 from deepfake_ray.config import TrainConfig
@@ -22,6 +21,7 @@ from deepfake_ray.gradients import backward
 from deepfake_ray.history import HistoryRow, Shard, Tally, problem_of, stops_early, summarise
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
+from deepfake_ray.models import networks
 from deepfake_ray.optimization import cosine_schedule, keep_statistics, loss_sum, make_optimizer, train_head_alone
 from deepfake_ray.pipeline import in_tasks
 from deepfake_ray.placement import TrainingPlacement
@@ -65,11 +65,11 @@ class _Loop:
         # Ray sets the threads to the worker's logical CPUs; decoding leaves most of the others idle.
         torch.set_num_threads(spec.placement.torch_threads)
         self.device = ray.train.torch.get_device()
-        network = models.build(self.config.arch)
+        network = networks.build(self.config.arch)
         network.load_state_dict(ray.get(spec.initial_state))
-        models.real_fp32()
-        models.with_head_in_fp32(network, self.config.arch)
-        self.detector = models.Detector(network, spec.preparation)
+        networks.real_fp32()
+        networks.with_head_in_fp32(network, self.config.arch)
+        self.detector = networks.Detector(network, spec.preparation)
         self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = self.detector
         self.class_weights = torch.tensor(spec.class_weights, device=self.device)
@@ -93,7 +93,7 @@ class _Loop:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, cosine_schedule(num_steps, self.config.warmup_share)
         )
-        self.autocast = models.autocast(self.device, spec.precision)
+        self.autocast = networks.autocast(self.device, spec.precision)
         self.history: list[HistoryRow] = []
         self.position, self.tally, self.elapsed_s = Position(), Tally(), 0.0
         self.checkpoints = Checkpoints(spec.checkpoints_uri)
@@ -200,7 +200,7 @@ class _Loop:
                 continue
             with torch.inference_mode(), self.autocast:
                 outputs = self.detector(self._to_device(batch)[0])
-            logits.append(models.fake_logit(outputs).float().cpu().numpy())
+            logits.append(networks.fake_logit(outputs).float().cpu().numpy())
             labels.append(batch.labels)
             tally.num_images += len(batch.labels)
         return tally, np.concatenate(logits), np.concatenate(labels)

@@ -18,7 +18,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, bundle, models, precision, schema, weights
+from deepfake_ray import __version__, precision, schema
 from deepfake_ray.autoscaling import planned
 from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
@@ -31,6 +31,7 @@ from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Preparation
+from deepfake_ray.models import bundle, initial_weights, networks
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.placement import TrainingPlacement, plan_training
@@ -81,9 +82,11 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
     if not config.resume:
         files.require_new_output(output, resumable=True)
     # All that can be wrong without Ray, before it is started: by the first that asks for the cluster's nodes.
-    state = weights.initial_state(config.arch, config.weights or weights.default_weights(config.arch), config.seed)
+    state = initial_weights.initial_state(
+        config.arch, config.weights or initial_weights.default_weights(config.arch), config.seed
+    )
     if config.image_size is not None:
-        models.check_image_size(config.arch, config.image_size)
+        networks.check_image_size(config.arch, config.image_size)
     images = labelled(config)
     findings = look_at_data(images)
     placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
@@ -99,7 +102,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
         say(f"reading {len(images.table):,} images for the audit ...")
         facts = image_facts(images.table["uri"], limits)
         images, facts, findings = look_at_files(images, facts, config)
-        size = config.image_size or models.choose_image_size(config.arch, median_short_side(images.table, facts))
+        size = config.image_size or networks.choose_image_size(config.arch, median_short_side(images.table, facts))
         settings = _resolve(config, images, placement, size)
         for warning in findings["warnings"]:
             say(f"warning: {warning}")
@@ -174,8 +177,8 @@ def _resolve(
     config: TrainConfig, images: manifest.Manifest, placement: TrainingPlacement, image_size: int
 ) -> dict[str, Any]:
     """config.json: the configuration with every default chosen, and what else decides the result."""
-    origin = config.weights or weights.default_weights(config.arch)
-    models.check_image_size(config.arch, image_size)
+    origin = config.weights or initial_weights.default_weights(config.arch)
+    networks.check_image_size(config.arch, image_size)
     batch_size = config.global_batch_size or default_global_batch_size(image_size, placement.num_workers)
     asked = config.to_json()
     del asked["mlflow_uri"]  # it may hold a password, and is no part of the result
@@ -185,7 +188,7 @@ def _resolve(
         "weights": origin,
         "image_size": image_size,
         "global_batch_size": batch_size,
-        "learning_rate": config.learning_rate or (2e-3 if origin == weights.NONE else 3e-4),
+        "learning_rate": config.learning_rate or (2e-3 if origin == initial_weights.NONE else 3e-4),
         # The range as it was asked: its numbers may come and go.
         "num_workers": config.num_workers or placement.num_workers,
         "use_gpu": placement.use_gpu,

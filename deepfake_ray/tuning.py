@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from deepfake_ray import bundle, calibration, measurement, schema
+from deepfake_ray import calibration, measurement, schema
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.data import manifest
 from deepfake_ray.data.predictions import read_predictions
-from deepfake_ray.scores import threshold_at
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import threshold_at
 from deepfake_ray.scoring import score_manifest
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock

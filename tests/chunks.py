@@ -8,8 +8,8 @@ import simplejpeg
 
 from deepfake_ray.data import manifest
 from deepfake_ray.images.decode import Limits
+from deepfake_ray.models.scores import threshold_at
 from deepfake_ray.scorer import ScorerSpec, chunk_file
-from deepfake_ray.scores import threshold_at
 
 
 def jpeg(seed):

@@ -32,13 +32,13 @@ def untrained(tmp_path_factory):
     """A bundle of a CNN with random weights, for images of 32 px."""
     import torch
 
-    from deepfake_ray import bundle, models
     from deepfake_ray.images.preprocessing import Preparation
-    from deepfake_ray.scores import threshold_at
+    from deepfake_ray.models import bundle, networks
+    from deepfake_ray.models.scores import threshold_at
 
     place = str(tmp_path_factory.mktemp("bundle"))
     torch.manual_seed(0)
-    arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}
+    arrays = {key: value.numpy() for key, value in networks.build("cnn").state_dict().items()}
     numbers = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
     thresholds = {name: threshold_at(number, 1.0) for name, number in numbers.items()}
     spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds=thresholds)

@@ -32,7 +32,7 @@ class Predictor:
     """In the place of the network's."""
 
     def __init__(self, model, **_):
-        from deepfake_ray import bundle
+        from deepfake_ray.models import bundle
 
         self.spec = bundle.load_spec(model)
 
@@ -75,7 +75,7 @@ def without_ray(patch):
 
 
 def without_torch(patch):
-    patch(sys.modules, "deepfake_ray.inference", types.SimpleNamespace(Predictor=Predictor))
+    patch(sys.modules, "deepfake_ray.models.inference", types.SimpleNamespace(Predictor=Predictor))
 
 
 class Interruption:

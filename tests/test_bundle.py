@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_ray import bundle, calibration, models, schema
+from deepfake_ray import calibration, schema
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.inference import Predictor
-from deepfake_ray.scores import Threshold, threshold_at
+from deepfake_ray.models import bundle, networks
+from deepfake_ray.models.inference import Predictor
+from deepfake_ray.models.scores import Threshold, threshold_at
 
 NUMBERS = {"default": 0.5, "balanced": 0.4, "fpr_1": 0.9, "fpr_5": 0.8}
 THRESHOLDS = {name: threshold_at(number, 1.5) for name, number in NUMBERS.items()}
@@ -18,7 +19,7 @@ THRESHOLDS = {name: threshold_at(number, 1.5) for name, number in NUMBERS.items(
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    network = models.build("cnn")
+    network = networks.build("cnn")
     spec = bundle.Spec(
         arch="cnn", preparation=Preparation(image_size=32), temperature=1.5, thresholds=THRESHOLDS,
         provenance={"validation": {"roc_auc": 0.75}},
@@ -36,7 +37,7 @@ def test_round_trip(saved):
 
 
 def test_weights_in_channels_last_order_are_saved_as_they_are(tmp_path):
-    network = models.build("cnn").to(memory_format=torch.channels_last)
+    network = networks.build("cnn").to(memory_format=torch.channels_last)
     state = {k: v.numpy() for k, v in network.state_dict().items()}
     spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={})
     bundle.save(str(tmp_path), spec, state)
@@ -48,8 +49,8 @@ def test_loaded_bundle_gives_the_networks_own_logits(saved):
     place, spec, network = saved
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     with torch.inference_mode():
-        detector = models.Detector(network, spec.preparation).eval()
-        expected = models.fake_logit(detector(torch.from_numpy(images))).numpy()
+        detector = networks.Detector(network, spec.preparation).eval()
+        expected = networks.fake_logit(detector(torch.from_numpy(images))).numpy()
     found = Predictor(place, precision="fp32").logits(images)
     assert found == pytest.approx(expected, abs=1e-5)
 

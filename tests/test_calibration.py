@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from deepfake_ray import calibration, metrics, scores
+from deepfake_ray import calibration, metrics
+from deepfake_ray.models import scores
 
 
 def test_log_loss_by_hand_and_without_overflow():

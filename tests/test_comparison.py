@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics as sk
 
 from deepfake_ray import comparison
-from deepfake_ray.scores import threshold_at
+from deepfake_ray.models.scores import threshold_at
 
 HALF = threshold_at(0.5, 1.0)
 

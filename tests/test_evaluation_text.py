@@ -8,9 +8,10 @@ import pytest
 from test_intervals import MODEL, images, measured
 from test_measurement import predictions
 
-from deepfake_ray import bundle, evaluation_text, measurement
+from deepfake_ray import evaluation_text, measurement
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.scores import Threshold, threshold_at
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import Threshold, threshold_at
 
 PLAIN = replace(MODEL, thresholds={"default": threshold_at(0.5, 1.0)})
 

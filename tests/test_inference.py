@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
-from deepfake_ray import bundle, models
 from deepfake_ray.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preparation
-from deepfake_ray.inference import Predictor, _MaxOfPairs
+from deepfake_ray.models import bundle, networks
+from deepfake_ray.models.inference import Predictor, _MaxOfPairs
 
 
 def network_with_statistics(arch, *, positive=False):
     """Random weights, and batch norms that do something."""
     torch.manual_seed(0)
-    network = models.build(arch)
+    network = networks.build(arch)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)
@@ -70,7 +70,7 @@ def test_bf16_scores_are_those_of_autocast_to_the_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     x = (x - 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
-    by_hand = models.with_head_in_fp32(fuse(network), "resnet18").to(memory_format=torch.channels_last)
+    by_hand = networks.with_head_in_fp32(fuse(network), "resnet18").to(memory_format=torch.channels_last)
     torch.set_num_threads(1)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         outputs = by_hand(x).float()

@@ -9,11 +9,12 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 from test_measurement import predictions, simulated
 
-from deepfake_ray import bundle, comparison, intervals, measurement, robustness, schema
+from deepfake_ray import comparison, intervals, measurement, robustness, schema
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.intervals import Clusters
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import threshold_at
 from deepfake_ray.ranking import Ranking
-from deepfake_ray.scores import threshold_at
 
 
 def alone(number):

@@ -300,8 +300,8 @@ def test_crops_need_a_model_that_crops(trained, sample_folder, tmp_path):
 def test_a_quantised_model_has_thresholds_of_its_own_and_nearly_the_same_scores(trained, sample_folder, tmp_path):
     from sklearn.metrics import roc_auc_score
 
-    from deepfake_ray import bundle
     from deepfake_ray.config import QuantizeConfig
+    from deepfake_ray.models import bundle
     from deepfake_ray.quantizing import quantize
 
     model, output = str(trained / "model"), str(tmp_path / "int8")

@@ -170,8 +170,8 @@ def test_a_bundle_that_was_cut_off_is_none_or_the_old_one(untrained, tmp_path, m
     """Never the weights of one with the thresholds of another."""
     from dataclasses import replace
 
-    from deepfake_ray import bundle
     from deepfake_ray.errors import UserError
+    from deepfake_ray.models import bundle
 
     spec, arrays = bundle.load(untrained)
     os_replace = os.replace

@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from chunks import jpeg, listed, rows_of, scorer_spec
 
-from deepfake_ray import bundle, known, schema
+from deepfake_ray import known, schema
 from deepfake_ray.data import manifest, tables
 from deepfake_ray.errors import UserError
+from deepfake_ray.models import bundle
 from deepfake_ray.processes.isolation import Items
 from deepfake_ray.scorer import ChunkScorer
 

@@ -5,11 +5,12 @@ import pyarrow as pa
 import pytest
 from sklearn import metrics as sk
 
-from deepfake_ray import bundle, measurement, metrics, schema, slices
+from deepfake_ray import measurement, metrics, schema, slices
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.intervals import Clusters, wilson
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import p_fake_of, threshold_at
 from deepfake_ray.ranking import Ranking
-from deepfake_ray.scores import p_fake_of, threshold_at
 
 
 def simulated(num_images=400, seed=0):

@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from scipy.special import logit
 
-from deepfake_ray import bundle, mistakes, models
-from deepfake_ray.attention import GradCam
+from deepfake_ray import mistakes
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
+from deepfake_ray.models import bundle, networks
+from deepfake_ray.models.gradcam import GradCam
+from deepfake_ray.models.scores import threshold_at
 from deepfake_ray.schema import FAKE, REAL
-from deepfake_ray.scores import threshold_at
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 
@@ -31,7 +32,7 @@ def saved(place, arch, size, network):
 def brightness(tmp_path_factory):
     """A CNN that calls bright images fake: all weights are positive, those of the real class nothing."""
     torch.manual_seed(0)
-    network = models.build("cnn")
+    network = networks.build("cnn")
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
@@ -69,7 +70,7 @@ def test_nothing_speaks_for_real_in_that_network(brightness):
 )
 def test_grad_cam_works_for_the_families(tmp_path, arch, size):
     torch.manual_seed(0)
-    network = models.build(arch)
+    network = networks.build(arch)
     torch.nn.init.normal_(next(m for m in reversed([*network.modules()]) if isinstance(m, torch.nn.Linear)).weight)
     explain = GradCam(saved(tmp_path, arch, size, network))
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)

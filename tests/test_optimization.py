@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake_ray import models, optimization
+from deepfake_ray import optimization
+from deepfake_ray.models import networks
 
 
 def test_learning_rate_rises_linearly_then_falls_along_a_cosine():
@@ -37,7 +38,7 @@ def test_loss_is_the_weighted_sum_of_cross_entropies():
 
 @pytest.mark.parametrize(("recipe", "expected"), [("baseline", torch.optim.Adam), ("robust", torch.optim.AdamW)])
 def test_head_and_backbone_have_rates_of_their_own(recipe, expected):
-    network = models.build("cnn")
+    network = networks.build("cnn")
     optimizer = optimization.make_optimizer(
         network, "cnn", recipe, learning_rate=0.1, lr_backbone=0.01, weight_decay=0.0
     )
@@ -50,7 +51,7 @@ def test_head_and_backbone_have_rates_of_their_own(recipe, expected):
 
 def test_a_frozen_backbone_neither_learns_nor_counts():
     torch.manual_seed(0)
-    network = models.build("cnn").train()
+    network = networks.build("cnn").train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimization.train_head_alone(network, "cnn", True)
     optimization.keep_statistics(network)

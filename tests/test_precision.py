@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake_ray import bundle, hardware, models, precision
+from deepfake_ray import precision
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.inference import Predictor
-from deepfake_ray.quantization import require_vnni
+from deepfake_ray.models import bundle, hardware, networks
+from deepfake_ray.models.inference import Predictor
+from deepfake_ray.models.int8 import require_vnni
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_each_node_is_asked(ray_2_cpus):
 
 
 def heads(network, arch):
-    return [network.get_submodule(key.rpartition(".")[0]) for key in models.head_keys(arch) if key.endswith("weight")]
+    return [network.get_submodule(key.rpartition(".")[0]) for key in networks.head_keys(arch) if key.endswith("weight")]
 
 
 FAMILIES = (
@@ -83,19 +84,19 @@ FAMILIES = (
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_every_family_has_its_head_in_fp32(arch):
     """The keys of the weights stay, which a bundle has as torchvision does."""
-    network = models._shapes_of(arch)
+    network = networks._shapes_of(arch)
     before = list(network.state_dict())
-    models.with_head_in_fp32(network, arch)
+    networks.with_head_in_fp32(network, arch)
     assert list(network.state_dict()) == before
     assert heads(network, arch)
-    assert all(isinstance(head, models._InFp32) for head in heads(network, arch))
+    assert all(isinstance(head, networks._InFp32) for head in heads(network, arch))
 
 
 @pytest.mark.parametrize("arch", ["cnn", "resnet18", "squeezenet1_1", "mobilenet_v3_small"])
 def test_distinct_images_get_distinct_logits_in_bf16(arch, tmp_path):
     """In bf16 a thousand images had 704 logits: the two outputs have 8 bits each."""
     torch.manual_seed(0)
-    network = models.build(arch)
+    network = networks.build(arch)
     for head in heads(network, arch):
         nn.init.normal_(head.weight, std=0.1)
     spec = bundle.Spec(
@@ -115,11 +116,11 @@ def test_distinct_images_get_distinct_logits_in_bf16(arch, tmp_path):
 
 def test_the_head_learns_in_fp32():
     torch.manual_seed(0)
-    network = models.with_head_in_fp32(models.build("cnn"), "cnn")
+    network = networks.with_head_in_fp32(networks.build("cnn"), "cnn")
     seen = []
     (head,) = heads(network, "cnn")
     head.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))
-    with models.autocast(torch.device("cpu"), "bf16"):
+    with networks.autocast(torch.device("cpu"), "bf16"):
         network(torch.randn(4, 3, 32, 32)).sum().backward()
     assert seen == [(torch.bfloat16, torch.float32)]
     assert head.weight.grad.dtype == torch.float32
@@ -127,6 +128,6 @@ def test_the_head_learns_in_fp32():
 
 def test_fp32_on_a_gpu_is_no_tf32():
     torch.backends.cudnn.allow_tf32 = True
-    models.real_fp32()
+    networks.real_fp32()
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_inference import network_with_statistics
 
-from deepfake_ray import bundle
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.inference import Predictor, evaluated
-from deepfake_ray.quantization import calibrate, quantized
+from deepfake_ray.models import bundle
+from deepfake_ray.models.inference import Predictor, evaluated
+from deepfake_ray.models.int8 import calibrate, quantized
 
 pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with VNNI")
 

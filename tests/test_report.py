@@ -15,7 +15,7 @@ from test_measurement import MODEL, predictions, simulated
 
 from deepfake_ray import comparison, figures, measurement, metrics, report, robustness
 from deepfake_ray.mistakes import Mistake
-from deepfake_ray.scores import threshold_at
+from deepfake_ray.models.scores import threshold_at
 
 AT = threshold_at(0.4, 1.0)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,11 +11,12 @@ import pytest
 import serial
 from chunks import jpeg
 
-from deepfake_ray import bundle, precision, resuming, tally
+from deepfake_ray import precision, resuming, tally
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.data.predictions import warnings_of
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images import loading
+from deepfake_ray.models import bundle
 from deepfake_ray.scoring import score
 from deepfake_ray.storage import files
 
@@ -104,7 +105,7 @@ def test_predictions_that_are_gone_are_made_again(config, capsys):
 
 def test_a_threshold_that_moved_in_the_same_model_is_noticed(config, tmp_path):
     """The model's id does not hold its thresholds."""
-    from deepfake_ray.scores import threshold_at
+    from deepfake_ray.models.scores import threshold_at
 
     score(config)
     spec = bundle.load_spec(config.model)

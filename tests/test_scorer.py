@@ -9,9 +9,9 @@ import pytest
 import simplejpeg
 from chunks import jpeg, listed, rows_of, scorer_spec
 
-from deepfake_ray import bundle
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import ImageError, JobError
+from deepfake_ray.models import bundle
 from deepfake_ray.processes.isolation import Isolated, Items
 from deepfake_ray.scorer import ChunkScorer, chunk_file
 
@@ -104,13 +104,13 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     """Against the crops cut and scored by hand."""
     import torch
 
-    from deepfake_ray import models
     from deepfake_ray.images.decode import decode
     from deepfake_ray.images.preprocessing import CROP, Preparation, spread
-    from deepfake_ray.inference import Predictor
+    from deepfake_ray.models import networks
+    from deepfake_ray.models.inference import Predictor
 
     torch.manual_seed(1)
-    arrays = {key: value.numpy() for key, value in models.build("cnn").state_dict().items()}
+    arrays = {key: value.numpy() for key, value in networks.build("cnn").state_dict().items()}
     preparation = Preparation(image_size=32, resize=CROP)
     spec = bundle.Spec(arch="cnn", preparation=preparation, temperature=2.0, thresholds={})
     place = str(tmp_path / "model")

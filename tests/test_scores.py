@@ -13,13 +13,14 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from deepfake_ray import bundle, calibration, evaluation, measurement, metrics, schema, scorer
+from deepfake_ray import calibration, evaluation, measurement, metrics, schema, scorer
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.data import tables
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.loading import Loaded
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.scores import (
+from deepfake_ray.models import bundle
+from deepfake_ray.models.scores import (
     HIGHEST,
     LOWEST,
     Threshold,

@@ -18,8 +18,8 @@ from PIL import Image
 from processes import kill_when, processes_named, run_job, start_job, wait_until
 from torch import nn
 
-from deepfake_ray import bundle, models
 from deepfake_ray.config import TrainConfig
+from deepfake_ray.models import bundle, networks
 
 pytestmark = pytest.mark.ray
 
@@ -112,7 +112,7 @@ def test_a_killed_worker_is_replaced_in_the_middle_of_an_epoch(whole, flags, tmp
 def metrics_of(model, folder):
     """Loss, accuracy and AUC of a bundle on the validation split, without anything of the pipeline."""
     spec, arrays = bundle.load(str(model))
-    network = models.build(spec.arch).eval()
+    network = networks.build(spec.arch).eval()
     network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()})
     paths = sorted((folder / "Validation").rglob("*.jpg"))
     pixels = np.stack([np.asarray(Image.open(path)) for path in paths])

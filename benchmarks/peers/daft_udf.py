@@ -8,7 +8,7 @@ from scoring import Model, arguments, note
 
 def main():
     options = arguments(__doc__)
-    from deepfake_ray import bundle
+    from deepfake_ray.models import bundle
 
     size = bundle.load_spec(options.model).preparation.image_size
 

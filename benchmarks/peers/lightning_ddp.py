@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from training import LEARNING_RATE, arguments, images, network, say
 
-from deepfake_ray.models import computes_bf16
+from deepfake_ray.models.networks import computes_bf16
 
 
 class Classifier(lightning.LightningModule):

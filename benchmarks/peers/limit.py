@@ -8,9 +8,9 @@ from scoring import Model, arguments, note
 def loop(options, paths, barrier):
     import numpy as np
 
-    from deepfake_ray.bundle import load_spec
     from deepfake_ray.images.decode import Limits, decode
     from deepfake_ray.images.preprocessing import prepare
+    from deepfake_ray.models.bundle import load_spec
     from deepfake_ray.processes.allocator import keep_freed_memory
 
     keep_freed_memory()

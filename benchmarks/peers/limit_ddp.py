@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from training import LEARNING_RATE, arguments, images, network, say
 
-from deepfake_ray.models import autocast
+from deepfake_ray.models.networks import autocast
 from deepfake_ray.processes.allocator import keep_freed_memory
 
 

@@ -17,7 +17,7 @@ class Predictor:
 def main():
     options = arguments(__doc__)
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    from deepfake_ray import bundle
+    from deepfake_ray.models import bundle
 
     size = bundle.load_spec(options.model).preparation.image_size
     images = ray.data.read_images(options.paths, size=(size, size), mode="RGB", include_paths=True)

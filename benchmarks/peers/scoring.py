@@ -32,15 +32,15 @@ class Model:
         import torch
         from safetensors.torch import load_file
 
-        from deepfake_ray import bundle, models
+        from deepfake_ray.models import bundle, networks
 
         torch.set_num_threads(threads)
         spec = bundle.load_spec(place)
         self.image_size = spec.preparation.image_size
-        self.network = models.build(spec.arch).eval()
+        self.network = networks.build(spec.arch).eval()
         self.network.load_state_dict(load_file(f"{place}/model.safetensors"))
         self.network.to(memory_format=torch.channels_last)
-        self._autocast = models.autocast(torch.device("cpu"), "auto")
+        self._autocast = networks.autocast(torch.device("cpu"), "auto")
 
     def p_fake(self, x):
         """Normalised float32 (B, 3, S, S) -> float32 (B,)."""

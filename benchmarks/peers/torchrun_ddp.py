@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 from training import LEARNING_RATE, arguments, images, network, say
 
-from deepfake_ray.models import autocast
+from deepfake_ray.models.networks import autocast
 
 
 def loader_of(options, split, batch_size):

@@ -7,8 +7,8 @@ import torch
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from deepfake_ray import models
-from deepfake_ray.weights import initial_state
+from deepfake_ray.models import networks
+from deepfake_ray.models.initial_weights import initial_state
 
 LEARNING_RATE = 1e-3
 
@@ -36,7 +36,7 @@ def images(options, split):
 
 
 def network(options):
-    found = models.build(options.arch)
+    found = networks.build(options.arch)
     found.load_state_dict(initial_state(options.arch, options.weights, 0))
     return found.to(memory_format=torch.channels_last)
 

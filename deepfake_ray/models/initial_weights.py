@@ -7,8 +7,8 @@ import safetensors.torch
 import torch
 import torchvision
 
-from deepfake_ray import bundle, models
 from deepfake_ray.errors import UserError
+from deepfake_ray.models import bundle, networks
 from deepfake_ray.storage import files
 
 IMAGENET = "imagenet"
@@ -17,7 +17,7 @@ NONE = "none"
 
 def default_weights(arch: str) -> str:
     """What `--weights` is when it is not given."""
-    return NONE if arch == models.CNN else IMAGENET
+    return NONE if arch == networks.CNN else IMAGENET
 
 
 def initial_state(arch: str, weights: str, seed: int) -> dict[str, torch.Tensor]:
@@ -33,16 +33,16 @@ def initial_state(arch: str, weights: str, seed: int) -> dict[str, torch.Tensor]
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = models.build(arch)
+        network = networks.build(arch)
     if weights == IMAGENET:
-        models.load_initial(network, arch, _imagenet(arch), f"torchvision's ImageNet weights of {arch}")
+        networks.load_initial(network, arch, _imagenet(arch), f"torchvision's ImageNet weights of {arch}")
     elif weights != NONE:
-        models.load_initial(network, arch, _from_place(arch, weights), weights)
+        networks.load_initial(network, arch, _from_place(arch, weights), weights)
     return network.state_dict()
 
 
 def _imagenet(arch: str) -> dict[str, torch.Tensor]:
-    if arch == models.CNN:
+    if arch == networks.CNN:
         raise UserError("weights imagenet exist for torchvision's models only: got --arch cnn; use --weights none.")
     weights = torchvision.models.get_model_weights(arch).DEFAULT
     try:

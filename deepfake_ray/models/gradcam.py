@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from deepfake_ray import bundle, models
 from deepfake_ray.images.decode import Pixels
+from deepfake_ray.models import bundle, networks
 from deepfake_ray.schema import FAKE
 
 MIN_SIDE = 4
@@ -25,9 +25,9 @@ class GradCam:
 
     def __init__(self, model: str):
         spec, arrays = bundle.load(model)
-        network = models.build(spec.arch)
+        network = networks.build(spec.arch)
         network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, strict=True)
-        self._detector = models.Detector(network, spec.preparation).eval()
+        self._detector = networks.Detector(network, spec.preparation).eval()
         self._has_tokens = spec.arch.startswith("vit_")
 
     def heat(self, image: Pixels, verdict: int) -> NDArray[np.float32] | None:
@@ -43,7 +43,7 @@ class GradCam:
         hooks = [module.register_forward_hook(keep) for module in self._detector.network.modules()]
         try:
             pixels = torch.from_numpy(np.array(image[None]))
-            logit = models.fake_logit(self._detector(pixels))[0]
+            logit = networks.fake_logit(self._detector(pixels))[0]
         finally:
             for hook in hooks:
                 hook.remove()

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deepfake_ray.bundle import Scales
 from deepfake_ray.errors import UserError
-from deepfake_ray.hardware import has_vnni
+from deepfake_ray.models.bundle import Scales
+from deepfake_ray.models.hardware import has_vnni
 
 _ACTIVATION = "activation_post_process_"
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deepfake_ray.errors import UserError
-from deepfake_ray.hardware import cpu_computes_bf16
 from deepfake_ray.images.preprocessing import Preparation
+from deepfake_ray.models.hardware import cpu_computes_bf16
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from deepfake_ray import bundle, models, quantization
+from deepfake_ray.models import bundle, int8, networks
 from deepfake_ray.schema import FP32
 
 
@@ -37,23 +37,23 @@ class Predictor:
         torch.set_num_threads(num_threads)
         self.spec, detector = evaluated(model)
         self._device = torch.device(device)
-        models.real_fp32()
+        networks.real_fp32()
         precision = precision or self.spec.precision or FP32
         if self.spec.scales:
-            quantization.require_vnni()
+            int8.require_vnni()
             size = self.spec.preparation.image_size
-            detector.network = quantization.quantized(detector.network, self.spec.scales, size)
+            detector.network = int8.quantized(detector.network, self.spec.scales, size)
             precision = FP32  # of the layers that are left
         else:
             if self._device.type == "cpu":
                 detector.network = _pools_of_pairs(detector.network)
-            detector.network = models.with_head_in_fp32(_folded(detector.network), self.spec.arch)
+            detector.network = networks.with_head_in_fp32(_folded(detector.network), self.spec.arch)
         detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._detector: Callable[[torch.Tensor], torch.Tensor] = detector
         on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._autocast = models.autocast(self._device, precision)
-        if models.in_bf16(self._device, precision):
+        self._autocast = networks.autocast(self._device, precision)
+        if networks.in_bf16(self._device, precision):
             _cast_once(detector)
         if compiled_for is not None:
             self._detector = _compiled(detector)
@@ -74,15 +74,15 @@ class Predictor:
             torch.cuda.current_stream(self._device).wait_stream(self._copies)
             batch.record_stream(torch.cuda.current_stream(self._device))
         with torch.inference_mode(), self._autocast:
-            return models.fake_logit(self._detector(batch)).float()
+            return networks.fake_logit(self._detector(batch)).float()
 
 
-def evaluated(model: str) -> tuple[bundle.Spec, models.Detector]:
+def evaluated(model: str) -> tuple[bundle.Spec, networks.Detector]:
     """A bundle's spec, and its network with its normalisation, in evaluation mode, on the CPU, in floating point."""
     spec, arrays = bundle.load(model)
-    network = models.build(spec.arch)
+    network = networks.build(spec.arch)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in arrays.items()}, strict=True)
-    return spec, models.Detector(_pools_folded(network.eval()), spec.preparation).eval()
+    return spec, networks.Detector(_pools_folded(network.eval()), spec.preparation).eval()
 
 
 def _folded(network: nn.Module) -> nn.Module:
@@ -102,8 +102,8 @@ def _pools_folded(network: nn.Module) -> nn.Module:
 
     The maximum of scaled values is the scaled maximum where the scale is positive, which training leaves it.
     """
-    stages = network.features if isinstance(network, models.BasicCnn) else nn.Sequential()
-    for at in range(0, len(stages), models.STAGE):
+    stages = network.features if isinstance(network, networks.BasicCnn) else nn.Sequential()
+    for at in range(0, len(stages), networks.STAGE):
         convolution, norm = stages[at], stages[at + 2]
         if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and bool((norm.weight > 0).all()):
             stages[at] = fuse_conv_bn_eval(convolution, norm)
@@ -132,7 +132,7 @@ class _MaxOfPairs(nn.Module):
 
 def _pools_of_pairs(network: nn.Module) -> nn.Module:
     """`BasicCnn` with faster pooling; other networks as they are."""
-    stages = network.features if isinstance(network, models.BasicCnn) else nn.Sequential()
+    stages = network.features if isinstance(network, networks.BasicCnn) else nn.Sequential()
     for at, stage in enumerate(stages):
         if isinstance(stage, nn.MaxPool2d):
             stages[at] = _MaxOfPairs()

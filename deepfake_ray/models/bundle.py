@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.preprocessing import STRETCH, Preparation
+from deepfake_ray.models.scores import Threshold, in_digits, threshold_at
 from deepfake_ray.schema import CLASSES, PRECISIONS
-from deepfake_ray.scores import Threshold, in_digits, threshold_at
 from deepfake_ray.storage import files
 
 FORMAT_VERSION = 2
