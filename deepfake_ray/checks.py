@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import joining
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.data import labels, manifest, tables
 from deepfake_ray.data.listing import Pick
 from deepfake_ray.errors import UserError
+from deepfake_ray.evaluation import label_join
 from deepfake_ray.models import bundle
 from deepfake_ray.storage import files
 
@@ -101,7 +101,7 @@ def _check_outputs_of_others(config: Any) -> None:
     if not isinstance(config, EvaluateConfig):
         return
     if config.predictions is not None:
-        joining.scoring_run(config.predictions)
+        label_join.scoring_run(config.predictions)
     if config.compare is not None:
         place = files.absolute(config.compare)
         if not files.exists(files.join(place, "metrics.json")):

@@ -15,8 +15,8 @@ from deepfake_ray import schema, summaries
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data.labels import labelled
+from deepfake_ray.drivers.evaluate import evaluate
 from deepfake_ray.errors import UserError
-from deepfake_ray.evaluation import evaluate
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_request
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deepfake_ray import metrics, schema
+from deepfake_ray import schema
+from deepfake_ray.evaluation import metrics
 
 HistoryRow = dict[str, Any]
 """A line of history.csv."""

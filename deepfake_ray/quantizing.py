@@ -14,7 +14,7 @@ from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data.labels import labelled, of_split
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.evaluation_text import number
+from deepfake_ray.evaluation.wording import number
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader

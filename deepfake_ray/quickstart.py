@@ -8,7 +8,7 @@ from typing import Any
 from deepfake_ray import interrupts, summaries
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.console import say
-from deepfake_ray.evaluation import evaluate
+from deepfake_ray.drivers.evaluate import evaluate
 from deepfake_ray.images import sample
 from deepfake_ray.scoring import score
 from deepfake_ray.storage import files

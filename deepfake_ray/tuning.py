@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pyarrow.compute as pc
 
-from deepfake_ray import calibration, measurement, schema
+from deepfake_ray import schema
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.data import manifest
 from deepfake_ray.data.predictions import read_predictions
+from deepfake_ray.evaluation import calibration, summary
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import threshold_at
 from deepfake_ray.scoring import score_manifest
@@ -74,8 +75,8 @@ def save_tuned(
     )
     say(f"scoring {len(validation.table):,} validation images, to choose temperature and thresholds")
     score_manifest(scoring, [config.data], lambda: [manifest.Page(validation.table)], lock, stage="validation")
-    rows = read_predictions(scoring.output, ["status", *measurement.COLUMNS])
-    labels, logits = measurement.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
+    rows = read_predictions(scoring.output, ["status", *summary.COLUMNS])
+    labels, logits = summary.arrays(rows.filter(pc.equal(rows["status"], schema.OK)))
     tuned = calibration.tune(labels, logits, [prior[name] for name in schema.CLASSES] if prior else None)
     for warning in calibration.promises_not_kept(tuned.thresholds):
         say(f"warning: {warning}")

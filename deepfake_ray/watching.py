@@ -8,8 +8,8 @@ import threading
 import ray
 from tensorboardX import SummaryWriter
 
-from deepfake_ray import figures
 from deepfake_ray.console import Progress, say
+from deepfake_ray.evaluation import figures
 from deepfake_ray.history import HistoryRow
 from deepfake_ray.monitoring import RunMetrics
 from deepfake_ray.session import Patience

@@ -6,4 +6,4 @@ from deepfake_ray import cli
 from deepfake_ray.config import EvaluateConfig
 
 if __name__ == "__main__":
-    sys.exit(cli.main(EvaluateConfig, "deepfake_ray.evaluation:evaluate"))
+    sys.exit(cli.main(EvaluateConfig, "deepfake_ray.drivers.evaluate:evaluate"))

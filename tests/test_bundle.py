@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from deepfake_ray import calibration, schema
+from deepfake_ray import schema
 from deepfake_ray.errors import UserError
+from deepfake_ray.evaluation import calibration
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle, networks
 from deepfake_ray.models.inference import Predictor

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from deepfake_ray import calibration, metrics
+from deepfake_ray.evaluation import calibration, metrics
 from deepfake_ray.models import scores
 
 

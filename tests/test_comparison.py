@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from deepfake_ray import comparison
+from deepfake_ray.evaluation import comparison
 from deepfake_ray.models.scores import threshold_at
 
 HALF = threshold_at(0.5, 1.0)

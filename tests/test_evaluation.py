@@ -24,7 +24,7 @@ pytestmark = pytest.mark.ray
 
 
 def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folder, tmp_path, capsys):
-    from deepfake_ray.evaluation import evaluate
+    from deepfake_ray.drivers.evaluate import evaluate
 
     output = tmp_path / "o"
     evaluate(EvaluateConfig(data=str(sample_folder), model=str(trained / "model"), output=str(output)))
@@ -84,7 +84,7 @@ def test_evaluation_equals_scikit_learn_on_its_predictions(trained, sample_folde
 @pytest.fixture(scope="session")
 def planted(trained, sample_folder, tmp_path_factory):
     """The output of an evaluation of images with a leak, a shortcut in their files, and wrong labels in one source."""
-    from deepfake_ray.evaluation import evaluate
+    from deepfake_ray.drivers.evaluate import evaluate
 
     folder = tmp_path_factory.mktemp("planted")
     data = folder / "data" / "Test"
@@ -202,7 +202,7 @@ def figures_of(rows, threshold_logit):
 
 
 def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_path, capsys):
-    from deepfake_ray.evaluation import evaluate
+    from deepfake_ray.drivers.evaluate import evaluate
 
     theirs = other_evaluation(planted, tmp_path / "other")
     data = planted.parent / "data"

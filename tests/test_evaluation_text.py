@@ -8,7 +8,7 @@ import pytest
 from test_intervals import MODEL, images, measured
 from test_measurement import predictions
 
-from deepfake_ray import evaluation_text, measurement
+from deepfake_ray.evaluation import summary, wording
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, threshold_at
@@ -17,7 +17,7 @@ PLAIN = replace(MODEL, thresholds={"default": threshold_at(0.5, 1.0)})
 
 
 def warnings_of(labels, logits, model=PLAIN, threshold="default", **columns):
-    return measurement.measure(predictions(labels, logits, **columns), model, threshold)["warnings"]
+    return summary.measure(predictions(labels, logits, **columns), model, threshold)["warnings"]
 
 
 def normal(num_real, num_fake, apart, seed=0):
@@ -33,16 +33,16 @@ def test_a_good_model_is_not_warned_of():
 def test_one_class_is_said_and_nothing_of_the_other_is_shown(label, there, absent):
     labels = np.full(20, label)
     scored = predictions(labels, np.linspace(-1, 1, 20))
-    result = measurement.measure(scored, MODEL, "default") | {"split": "test"}
+    result = summary.measure(scored, MODEL, "default") | {"split": "test"}
     (warning,) = result["warnings"]
     assert warning.startswith(f"Only {there} images: figures of {absent} ones")
-    text = evaluation_text.result_text(result)
+    text = wording.result_text(result)
     assert "0.0000" not in text
     assert "AUC" not in text
     assert "balanced" not in text
     assert ("fakes found 0.5000" in text) == (there == "fake")
     assert ("reals passed 0.5000" in text) == (there == "real")
-    rows = measurement.tidy(result).to_pylist()
+    rows = summary.tidy(result).to_pylist()
     (recall,) = [r for r in rows if r["metric"] == f"recall_{absent}" and r["threshold_name"] == "default"]
     assert (recall["value"], recall["low"], recall["high"]) == (None, None, None)
 
@@ -85,13 +85,13 @@ def test_by_group_a_promise_is_broken_only_beyond_the_interval_of_groups():
 
 def test_thresholds_of_few_reals_promise_nothing():
     few, enough, unknown = (
-        measurement.measure(predictions(*accused(0.08, 1000)), with_threshold(number), "default")
+        summary.measure(predictions(*accused(0.08, 1000)), with_threshold(number), "default")
         for number in (59, 300, None)
     )
     for result, promised in ((few, [False, False]), (enough, [True, True]), (unknown, [True, True])):
         assert [result["thresholds"][name]["is_promised"] for name in ("fpr_1", "fpr_5")] == promised
         assert [result["thresholds"][name]["max_fpr"] for name in ("default", "fpr_1", "fpr_5")] == [None, 0.01, 0.05]
-    between = measurement.measure(predictions(*accused(0.0, 100)), with_threshold(299), "default")["thresholds"]
+    between = summary.measure(predictions(*accused(0.0, 100)), with_threshold(299), "default")["thresholds"]
     assert (between["fpr_1"]["is_promised"], between["fpr_5"]["is_promised"]) == (False, True)
     assert "It was chosen on 59 real validation images; 60 are needed." in few["warnings"][0]
 
@@ -119,7 +119,7 @@ def test_verdicts_of_one_kind_are_warned_of():
 def test_the_result_has_the_comparison_and_the_degradations():
     result = measured(images()) | {"split": "test"}
     result["comparison"] |= {"model_id": "beef", "with": "/other"}
-    lines = evaluation_text.result_text(result).splitlines()
+    lines = wording.result_text(result).splitlines()
     assert lines[0].startswith(f"test: ROC AUC {result['roc_auc']:.4f} (")
     assert lines[0].endswith("on 800 images (400 real, 400 fake) at default (p_fake >= 0.5)")
     assert lines[1] == "beside model beef, on the 800 images of both, each at its own threshold:"
@@ -135,6 +135,6 @@ def test_the_result_has_the_comparison_and_the_degradations():
 
 
 def test_negative_numbers_have_no_dash_before_them():
-    assert evaluation_text.span((-0.012, 0.003), 3) == " (-0.012 to 0.003)"
-    assert evaluation_text.span(None) == ""
-    assert evaluation_text.number(None) == "–"
+    assert wording.span((-0.012, 0.003), 3) == " (-0.012 to 0.003)"
+    assert wording.span(None) == ""
+    assert wording.number(None) == "–"

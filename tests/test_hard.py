@@ -10,9 +10,9 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from deepfake_ray import calibration
 from deepfake_ray.config import ScoreConfig, TrainConfig
 from deepfake_ray.data.predictions import read_predictions
+from deepfake_ray.evaluation import calibration
 from deepfake_ray.models import bundle
 
 pytestmark = pytest.mark.ray

@@ -188,7 +188,7 @@ def test_older_bundles_are_read(tmp_path):
 @pytest.mark.ray
 def test_a_job_evaluates_what_was_not_seen(trained, sample_folder, tmp_path, capsys):
     """Other images are all evaluated, however few; training images only when they are asked for, and then marked."""
-    from deepfake_ray.evaluation import evaluate
+    from deepfake_ray.drivers.evaluate import evaluate
 
     sample.generate(str(tmp_path / "d"), seed=7, num_train=0, num_test=20)
     options = {"model": str(trained / "model"), "output": str(tmp_path / "o")}

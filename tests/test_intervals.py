@@ -9,12 +9,13 @@ import pytest
 from scipy.stats import binom, binomtest, norm
 from test_measurement import predictions, simulated
 
-from deepfake_ray import comparison, intervals, measurement, robustness, schema
+from deepfake_ray import schema
+from deepfake_ray.evaluation import comparison, intervals, robustness, summary
+from deepfake_ray.evaluation.intervals import Clusters
+from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.intervals import Clusters
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import threshold_at
-from deepfake_ray.ranking import Ranking
 
 
 def alone(number):
@@ -137,7 +138,7 @@ def test_bootstrap_repeats_and_says_when_it_cannot():
 
 def test_an_auc_without_an_error_is_not_called_certain():
     labels = np.repeat([0, 1], 20)
-    result = measurement.measure(predictions(labels, labels * 4.0 - 2), MODEL, "default")
+    result = summary.measure(predictions(labels, labels * 4.0 - 2), MODEL, "default")
     assert (result["roc_auc"], result["intervals"]["roc_auc"]) == (1.0, None)
     low, high = result["thresholds"]["default"]["intervals"]["recall_fake"]
     assert (low, high) == (pytest.approx(0.8389, abs=1e-4), 1.0)  # Wilson's of 20 in 20
@@ -210,7 +211,7 @@ def measured(frame):
     """metrics.json's part of images: figures, slices, degradations, comparison."""
     columns = {name: frame[name].tolist() for name in ("group", "source", "format", "width", "height")}
     scored = predictions(frame.label.to_numpy(), frame.logit.to_numpy(), **columns)
-    result = measurement.measure(scored, MODEL, "default")
+    result = summary.measure(scored, MODEL, "default")
     names = [schema.CLASSES[label] for label in frame.label]
     rows = frame.assign(row=range(len(frame)), uri=[f"/{i}" for i in range(len(frame))], true_label=names)
     after = pa.Table.from_pandas(rows.assign(logit=rows.after, degradation="jpeg_50"))

@@ -5,12 +5,13 @@ import pyarrow as pa
 import pytest
 from sklearn import metrics as sk
 
-from deepfake_ray import measurement, metrics, schema, slices
+from deepfake_ray import schema
+from deepfake_ray.evaluation import metrics, slices, summary
+from deepfake_ray.evaluation.intervals import Clusters, wilson
+from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.intervals import Clusters, wilson
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import p_fake_of, threshold_at
-from deepfake_ray.ranking import Ranking
 
 
 def simulated(num_images=400, seed=0):
@@ -67,7 +68,7 @@ def test_counts_give_the_numbers_of_the_images():
 
 def predictions(labels, logits, **columns):
     names = [schema.CLASSES[label] for label in labels]
-    nothing = dict.fromkeys(measurement.COLUMNS, [None] * len(labels))
+    nothing = dict.fromkeys(summary.COLUMNS, [None] * len(labels))
     found = pa.table({**nothing, "true_label": names, **columns})
     z = np.asarray(logits, np.float32)
     for name, values in (("logit", z), ("p_fake", p_fake_of(z, 1.0).astype(np.float32))):
@@ -85,7 +86,7 @@ def test_a_label_swap_in_one_source_shows_in_its_slice():
     labels, logits = simulated(900, seed=5)
     sources = np.array(["good", "other", "swapped"])[np.arange(900) % 3]
     wrong = np.where(sources == "swapped", 1 - labels, labels)
-    result = measurement.measure(predictions(wrong, logits, source=sources), MODEL, "balanced")
+    result = summary.measure(predictions(wrong, logits, source=sources), MODEL, "balanced")
     auc = {of["value"]: of["roc_auc"] for of in result["slices"]}
     assert auc["good"] > 0.8
     assert auc["other"] > 0.8
@@ -110,7 +111,7 @@ def test_slices_by_hand():
         height=[63] * 2 + [64] * 4,
         jpeg_quality=[49, 50, 95, None, None, None],
     )
-    labels, logits = measurement.arrays(scored)
+    labels, logits = summary.arrays(scored)
     found = {
         (of["by"], of["value"]): of
         for of in slices.by_slice(scored, labels, logits, threshold_at(0.5, 1.0), Clusters.of([None] * 6))
@@ -132,7 +133,7 @@ def test_every_figure_has_an_interval_around_it():
     labels, logits = simulated(300)
     groups = [f"video {i // 3}" for i in range(300)]
     for columns, by in (({}, "image"), ({"group": groups}, "group")):
-        result = measurement.measure(predictions(labels, logits, **columns), MODEL, "0.6")
+        result = summary.measure(predictions(labels, logits, **columns), MODEL, "0.6")
         assert result["intervals_by"] == by
         assert set(result["thresholds"]) == {"default", "balanced", "given"}
         for of in (result, *result["thresholds"].values()):
@@ -141,9 +142,9 @@ def test_every_figure_has_an_interval_around_it():
                 assert low <= of[name] <= high, name
     at = result["thresholds"]["default"]
     of_images = wilson(at["confusion_matrix"][1][1], int(np.sum(labels)))
-    assert measurement.measure(predictions(labels, logits), MODEL, "0.6")["thresholds"]["default"]["intervals"][
+    assert summary.measure(predictions(labels, logits), MODEL, "0.6")["thresholds"]["default"]["intervals"][
         "recall_fake"
     ] == pytest.approx(of_images)
-    rows = measurement.tidy({**result, "split": "test"}).to_pylist()
+    rows = summary.tidy({**result, "split": "test"}).to_pylist()
     (auc,) = [row for row in rows if row["metric"] == "roc_auc"]
     assert (auc["value"], auc["low"], auc["high"]) == (result["roc_auc"], *result["intervals"]["roc_auc"])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from deepfake_ray import metrics
+from deepfake_ray.evaluation import metrics
 from deepfake_ray.models.scores import threshold_at
 
 # Eight images; at threshold .5: TN 3, FP 1, FN 1, TP 3... scores chosen so that every count can be read off.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from scipy.special import logit
 
-from deepfake_ray import mistakes
+from deepfake_ray.evaluation import error_gallery
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle, networks
@@ -93,8 +93,15 @@ def test_the_worst_are_the_most_confident_errors_of_each_class():
             "logit": logit(p_fake),
         }
     )
-    assert [row["uri"] for row in mistakes.worst(table, threshold_at(0.5, 1.0))] == ["/0", "/2", "/1", "/4", "/6", "/5"]
-    assert [row["uri"] for row in mistakes.worst(table, threshold_at(0.6, 1.0))] == ["/0", "/2", "/1", "/4", "/6"]
+    assert [row["uri"] for row in error_gallery.worst(table, threshold_at(0.5, 1.0))] == [
+        "/0",
+        "/2",
+        "/1",
+        "/4",
+        "/6",
+        "/5",
+    ]
+    assert [row["uri"] for row in error_gallery.worst(table, threshold_at(0.6, 1.0))] == ["/0", "/2", "/1", "/4", "/6"]
     p_fake = np.linspace(0.6, 0.9, 50)
     many = pa.table(
         {
@@ -105,7 +112,7 @@ def test_the_worst_are_the_most_confident_errors_of_each_class():
             "logit": logit(p_fake),
         }
     )
-    assert [row["p_fake"] for row in mistakes.worst(many, threshold_at(0.5, 1.0))] == pytest.approx(
+    assert [row["p_fake"] for row in error_gallery.worst(many, threshold_at(0.5, 1.0))] == pytest.approx(
         np.linspace(0.6, 0.9, 50)[:-9:-1]
     )
 
@@ -127,7 +134,7 @@ def test_pictures_are_whole_and_upright(brightness, tmp_path):
         {"uri": str(tmp_path / name), "source": "a", "true_label": "real", "p_fake": 0.9}
         for name in ("small.png", "large.jpg", "gone.png")
     ]
-    small, turned, gone = mistakes.pictures(rows, brightness, LIMITS)
+    small, turned, gone = error_gallery.pictures(rows, brightness, LIMITS)
     assert (gone.picture, gone.heat, gone.source) == (b"", b"", "a")
     picture = shown(small.picture)
     assert picture.shape == (120, 192, 3)  # three times as large, and no square as the model's
@@ -150,6 +157,6 @@ def test_the_heat_of_a_cropped_square_is_on_that_square(brightness, tmp_path):
     image[:, 140:160] = 255
     Image.fromarray(image).save(tmp_path / "a.png")
     row = {"uri": str(tmp_path / "a.png"), "source": None, "true_label": "real", "p_fake": 0.9}
-    (one,) = mistakes.pictures([row], str(tmp_path / "model"), LIMITS)
+    (one,) = error_gallery.pictures([row], str(tmp_path / "model"), LIMITS)
     assert shown(one.picture).shape == (100, 300, 3)
     assert shown(one.heat).shape == (64, 64, 3)

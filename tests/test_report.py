@@ -13,8 +13,8 @@ import pytest
 import simplejpeg
 from test_measurement import MODEL, predictions, simulated
 
-from deepfake_ray import comparison, figures, measurement, metrics, report, robustness
-from deepfake_ray.mistakes import Mistake
+from deepfake_ray.evaluation import comparison, figures, metrics, report, robustness, summary
+from deepfake_ray.evaluation.error_gallery import Mistake
 from deepfake_ray.models.scores import threshold_at
 
 AT = threshold_at(0.4, 1.0)
@@ -34,7 +34,7 @@ def page(tmp_path_factory):
     sources = [None if label == 0 else ("stylegan <b>2</b>" if i % 9 else "rare") for i, label in enumerate(labels)]
     scored = predictions(labels, logits, source=sources, format=["JPEG" if i % 3 else "PNG" for i in range(600)])
     frame = scored.to_pandas().assign(uri=[f"/{i}.jpg" for i in range(600)], row=range(600))
-    result = measurement.measure(scored, MODEL, "balanced") | {
+    result = summary.measure(scored, MODEL, "balanced") | {
         "split": "test", "data": "/data/<script>alert(1)</script>", "model": "/model", "num_errors": 3,
         "command": "python jobs/evaluate.py", "warnings": ["99.0% of the images are called real"],
         "comparison": {"with": "/other", "model_id": "beef"}
@@ -47,7 +47,7 @@ def page(tmp_path_factory):
         },
         "degradations": robustness.by_degradation(pa.Table.from_pandas(frame), degraded(frame), AT),
     }  # fmt: skip
-    labels, logits = measurement.arrays(scored)
+    labels, logits = summary.arrays(scored)
     pictures = figures.of_evaluation(labels, logits, result, MODEL.temperature)
     random = np.random.default_rng(0)
     errors = []

@@ -245,7 +245,7 @@ def evaluation(untrained, tmp_path, **options):
 
 
 def test_a_finished_evaluation_of_something_else_is_refused(untrained, tmp_path):
-    from deepfake_ray.evaluation import evaluate
+    from deepfake_ray.drivers.evaluate import evaluate
 
     config = evaluation(untrained, tmp_path)
     run = {"model_id": bundle.load_spec(untrained).model_id, "config": config.to_json(), "status": "finished",
@@ -264,7 +264,7 @@ def test_a_finished_evaluation_of_something_else_is_refused(untrained, tmp_path)
 
 
 def test_a_finished_evaluation_of_predictions_is_compared_as_well(untrained, tmp_path):
-    from deepfake_ray.evaluation import evaluate
+    from deepfake_ray.drivers.evaluate import evaluate
 
     config = evaluation(untrained, tmp_path, predictions="/p")
     scoring = {"images": ["/data"], "threshold": "balanced"}
@@ -285,7 +285,7 @@ def test_a_finished_evaluation_of_predictions_is_compared_as_well(untrained, tmp
 def test_degraded_scores_of_other_images_are_not_gone_on_with(tmp_path):
     """Rows there count the drawn images: with others drawn, each score would be given to another image."""
     from deepfake_ray.data import manifest, tables
-    from deepfake_ray.evaluation import _require_the_same_drawn
+    from deepfake_ray.drivers.evaluate import _require_the_same_drawn
 
     pages = [manifest.Page(tables.manifest_rows({"uri": [f"/{i}.jpg" for i in rows]}, 2)) for rows in ((1, 2), (1, 3))]
     place = tmp_path / "degraded"

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from deepfake_ray import robustness
+from deepfake_ray.evaluation import robustness
 from deepfake_ray.models.scores import threshold_at
 
 FAKE, REAL = "fake", "real"

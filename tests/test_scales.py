@@ -142,7 +142,7 @@ def test_scores_do_not_depend_on_scales(tiny, trained, sample_folder, tmp_path):
 
 
 def test_metrics_do_not_depend_on_scales(tiny, trained, sample_folder, tmp_path):
-    from deepfake_ray.evaluation import evaluate
+    from deepfake_ray.drivers.evaluate import evaluate
 
     output = tmp_path / "o"
     evaluate(

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from deepfake_ray import calibration, evaluation, measurement, metrics, schema, scorer
+from deepfake_ray import schema, scorer
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.data import tables
+from deepfake_ray.drivers import evaluate
 from deepfake_ray.errors import UserError
+from deepfake_ray.evaluation import calibration, metrics, summary
 from deepfake_ray.images.loading import Loaded
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle
@@ -130,7 +132,7 @@ def test_evaluation_counts_the_written_verdicts(validation):
     labels, logits, temperature = validation
     spec = model(calibration.choose_thresholds(labels, logits, temperature), temperature)
     rows = written(labels, logits, spec, spec.threshold("fpr_5"))
-    found_labels, found_logits = measurement.arrays(rows)
+    found_labels, found_logits = summary.arrays(rows)
     assert found_logits.dtype == np.float32
     fake = np.array(rows["predicted_label"].to_pylist()) == "fake"
     assert np.array_equal(called_fake(found_logits, spec.threshold("fpr_5")), fake)
@@ -211,7 +213,7 @@ def test_degraded_images_are_scored_as_the_others_were(capsys, computed_in, aske
     """--predictions of fp32, or of crops, were compared with degraded images in what `auto` came to, or of one crop."""
     run = {"config": {"crops": 3}} | ({} if computed_in is None else {"precision": computed_in})
     config = EvaluateConfig(predictions="/p", labels="/l", output="/o", degrade=9, precision=asked)
-    found = evaluation._as_scored(run, config)
+    found = evaluate._as_scored(run, config)
     assert (found.precision, found.crops) == (then, 3)
     assert ("was not noted" in capsys.readouterr().err) == (computed_in is None)
 
@@ -221,8 +223,8 @@ def test_scores_that_are_no_numbers_are_refused(logit):
     """Earlier versions wrote those of broken models, and called NaN real."""
     rows = pa.table({"uri": ["/a", "/b", "/c"], "status": ["ok", "error", "ok"], "logit": [1.0, None, logit]})
     with pytest.raises(UserError, match="scores must be finite: 1 of /p are not, such as that of /c"):
-        evaluation._scored(rows, "/p")
-    assert evaluation._scored(rows[:2], "/p")["uri"].to_pylist() == ["/a"]
+        evaluate._scored(rows, "/p")
+    assert evaluate._scored(rows[:2], "/p")["uri"].to_pylist() == ["/a"]
 
 
 @pytest.mark.parametrize(

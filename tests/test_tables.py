@@ -9,9 +9,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from deepfake_ray import joining, schema
+from deepfake_ray import schema
 from deepfake_ray.data import labels, manifest, tables
 from deepfake_ray.errors import UserError
+from deepfake_ray.evaluation import label_join
 from deepfake_ray.storage import uris
 
 ROWS = [("a.png", "real"), ("b c.png", "fake"), ("d,e.png", "real"), ("ü.png", "fake")]
@@ -237,7 +238,7 @@ def test_labels_and_predictions_match_in_any_spelling(tmp_path):
         "scored_at": [0] * 3,
     }
     pq.write_table(pa.table(columns, schema=schema.PREDICTIONS), place / "part-00000.parquet")
-    found = joining.join(str(tmp_path / "scores"), table, str(tmp_path / "o"))
+    found = label_join.join(str(tmp_path / "scores"), table, str(tmp_path / "o"))
     assert found == {"num_images": 2, "num_errors": 0, "num_without_prediction": 0, "num_without_label": 1}
 
 

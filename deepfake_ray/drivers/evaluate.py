@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from deepfake_ray import comparison, figures, joining, measurement, metrics, mistakes, report, robustness, schema
+from deepfake_ray import schema
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data import audit, manifest, tables
@@ -19,7 +19,8 @@ from deepfake_ray.data.held_out import held_out
 from deepfake_ray.data.labels import draw, labelled, of_split
 from deepfake_ray.data.predictions import read_predictions
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.evaluation_text import result_text
+from deepfake_ray.evaluation import comparison, error_gallery, figures, label_join, metrics, report, robustness, summary
+from deepfake_ray.evaluation.wording import result_text
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.corruptions import DEGRADATIONS
 from deepfake_ray.images.decode import Limits
@@ -33,7 +34,7 @@ from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
 
 METRICS = "metrics.json"
-COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *measurement.COLUMNS]
+COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *summary.COLUMNS]
 """Of the predictions, what is looked at."""
 
 
@@ -68,7 +69,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
     model = bundle.load_spec(config.model)
     threshold = model.threshold(config.threshold)
     limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
-    result = measurement.measure(scored, model, config.threshold, config.seed)
+    result = summary.measure(scored, model, config.threshold, config.seed)
     result |= {
         "split": config.split or _split_of(rows, config),
         "data": files.absolute(config.data or config.labels or ""),
@@ -125,7 +126,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
     """Labelled predictions instead of scoring; returns the configuration with its model, and `run.json`."""
     place = config.predictions or ""
     asked = config.to_json()
-    run = joining.scoring_run(place)
+    run = label_join.scoring_run(place)
     config = replace(config, model=config.model or run["config"]["model"])
     model = bundle.load_spec(config.model)
     if not model.made(run["model_id"]):
@@ -147,7 +148,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
             labels = labels.filter(pc.equal(labels["split"], config.split))
     if config.resume:
         files.mark_unfinished(output)
-    counts = joining.join(place, labels, output)
+    counts = label_join.join(place, labels, output)
     if counts["num_errors"] == counts["num_images"]:
         raise JobError(f"none of the {counts['num_images']:,} labelled images could be scored: see {place}")
     run |= {
@@ -254,14 +255,14 @@ def _comparison(
     return {"with": files.absolute(config.compare or ""), "model_id": result["model_id"], **found}
 
 
-def _mistakes(scored: pa.Table, threshold: Threshold, model: str, limits: Limits) -> list[mistakes.Mistake]:
+def _mistakes(scored: pa.Table, threshold: Threshold, model: str, limits: Limits) -> list[error_gallery.Mistake]:
     """On a worker, because these are pictures to be decoded, and a model to be run."""
-    rows = mistakes.worst(scored, threshold)
+    rows = error_gallery.worst(scored, threshold)
     if not rows:
         return []
     try:
-        look = ray.remote(num_cpus=1)(mistakes.pictures)
-        found: list[mistakes.Mistake] = ray.get(look.remote(rows, files.absolute(model), limits))
+        look = ray.remote(num_cpus=1)(error_gallery.pictures)
+        found: list[error_gallery.Mistake] = ray.get(look.remote(rows, files.absolute(model), limits))
         return found
     except ray.exceptions.RayError as error:
         say(f"warning: no pictures of the errors: {cause_of(error)}")
@@ -276,16 +277,16 @@ def _write(
     scored: pa.Table,
     model: bundle.Spec,
     threshold: Threshold,
-    errors: list[mistakes.Mistake],
+    errors: list[error_gallery.Mistake],
     run: Mapping[str, Any],
     output: str,
 ) -> None:
-    labels, logits = measurement.arrays(scored)
+    labels, logits = summary.arrays(scored)
     report_text = metrics.classification_report(labels, logits, threshold)
     pictures = figures.of_evaluation(labels, logits, result, model.temperature)
     files.write_json(files.join(output, METRICS), result)
     with files.new_file(files.join(output, "metrics.parquet")) as path:
-        pq.write_table(measurement.tidy(result), path, compression="zstd")
+        pq.write_table(summary.tidy(result), path, compression="zstd")
     files.write_bytes(files.join(output, "classification_report.txt"), report_text.encode())
     for name, data in pictures.items():
         files.write_bytes(files.join(output, "figures", f"{name}.png"), data)

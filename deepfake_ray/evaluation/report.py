@@ -8,8 +8,8 @@ from typing import Any
 
 import jinja2
 
-from deepfake_ray import evaluation_text
-from deepfake_ray.mistakes import Mistake
+from deepfake_ray.evaluation import wording
+from deepfake_ray.evaluation.error_gallery import Mistake
 from deepfake_ray.models.scores import in_digits
 from deepfake_ray.schema import CLASSES
 
@@ -31,17 +31,17 @@ def html(
         run: run.json of the scoring.
     """
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files("deepfake_ray").joinpath("report.html.j2").read_text("utf-8"))
+    template = environment.from_string(files("deepfake_ray.evaluation").joinpath("report.html.j2").read_text("utf-8"))
     return template.render(
         result=result,
         verdict=result["thresholds"][result["verdict_threshold"]],
         pictures=pictures,
         embed=lambda data: base64.b64encode(data).decode(),
-        number=evaluation_text.number,
+        number=wording.number,
         in_digits=in_digits,
-        percent=evaluation_text.percent,
-        brackets=evaluation_text.percent_brackets,
-        compared=evaluation_text.COMPARED,
+        percent=wording.percent,
+        brackets=wording.percent_brackets,
+        compared=wording.COMPARED,
         captions=CAPTIONS,
         slices={by: list(of) for by, of in itertools.groupby(result["slices"], key=lambda one: one["by"])},
         names=NAMES,

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from deepfake_ray import calibration, evaluation_text, intervals, metrics, schema, slices
-from deepfake_ray.intervals import Clusters, Interval
+from deepfake_ray import schema
+from deepfake_ray.evaluation import calibration, intervals, metrics, slices, wording
+from deepfake_ray.evaluation.intervals import Clusters, Interval
+from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, called_fake
-from deepfake_ray.ranking import Ranking
 
 COLUMNS = ["logit", "p_fake", "true_label", "group", *slices.COLUMNS]
 """Of the predictions, what is measured."""
@@ -73,7 +74,7 @@ def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0)
         of = result["thresholds"][name]
         of["intervals"] |= _of_proportions(labels, called_fake(logits, at), clusters)
     result["slices"] = slices.by_slice(scored, labels, logits, thresholds[verdict], clusters)
-    result["warnings"] = evaluation_text.cautions(result)
+    result["warnings"] = wording.cautions(result)
     return result
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from deepfake_ray import intervals, metrics, schema
+from deepfake_ray import schema
+from deepfake_ray.evaluation import intervals, metrics
+from deepfake_ray.evaluation.intervals import Clusters
+from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.images.corruptions import DEGRADATIONS
-from deepfake_ray.intervals import Clusters
 from deepfake_ray.models.scores import Threshold, called_fake
-from deepfake_ray.ranking import Ranking
 
 COLUMNS = ["row", "logit", "true_label", "group"]
 AS_IT_IS = "as_it_is"

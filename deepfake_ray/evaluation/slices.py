@@ -11,10 +11,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from deepfake_ray import intervals
-from deepfake_ray.intervals import Clusters
+from deepfake_ray.evaluation import intervals
+from deepfake_ray.evaluation.intervals import Clusters
+from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.models.scores import Threshold, called_fake
-from deepfake_ray.ranking import Ranking
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 SMALL = 50

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn import metrics as sk
 
+from deepfake_ray.evaluation.ranking import ECE_BINS
 from deepfake_ray.images.corruptions import BLUR, DEGRADATIONS, JPEG, OTHER
 from deepfake_ray.models.scores import in_digits, p_fake_of
-from deepfake_ray.ranking import ECE_BINS
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 REAL_COLOUR, FAKE_COLOUR, NEUTRAL = "#2a78b5", "#c8553d", "#666666"

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_expit
 
-from deepfake_ray import metrics
+from deepfake_ray.evaluation import metrics
 from deepfake_ray.models.scores import HIGHEST, LOWEST, Threshold, threshold_at, threshold_of
 from deepfake_ray.schema import FAKE, REAL
 

@@ -7,8 +7,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 from sklearn import metrics as sk
 
+from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.models.scores import Threshold, called_fake
-from deepfake_ray.ranking import Ranking
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 FloatArray = NDArray[np.float64]

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from deepfake_ray.calibration import MIN_REALS
-from deepfake_ray.intervals import MIN_CLUSTERS
+from deepfake_ray.evaluation.calibration import MIN_REALS
+from deepfake_ray.evaluation.intervals import MIN_CLUSTERS
 from deepfake_ray.models.scores import in_digits
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from deepfake_ray import intervals, metrics, schema
-from deepfake_ray.intervals import Clusters
+from deepfake_ray import schema
+from deepfake_ray.evaluation import intervals, metrics
+from deepfake_ray.evaluation.intervals import Clusters
+from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.models.scores import Threshold, called_fake
-from deepfake_ray.ranking import Ranking
 
 COLUMNS = ["uri", "logit", "true_label", "group"]
 

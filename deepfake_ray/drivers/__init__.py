@@ -1,0 +1,1 @@
+"""One module a job: the process that checks, plans, orchestrates and publishes; and the command line."""

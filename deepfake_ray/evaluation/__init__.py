@@ -1,0 +1,1 @@
+"""Scores and labels -> temperature and thresholds, figures with intervals, pictures, the report. No Ray."""
