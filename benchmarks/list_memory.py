@@ -58,7 +58,7 @@ def peak():
 
 def measure(place, output):
     """In a process of its own, with what the driver has loaded."""
-    import deepfake_ray.scoring  # noqa: F401
+    from deepfake_ray import scoring  # noqa: F401
     from deepfake_ray.data import manifest
 
     before = peak()

@@ -182,8 +182,7 @@ def work(config, at, action, forbid):
 
 
 def main():
-    import deepfake_ray.scorer
-    import deepfake_ray.scoring  # noqa: F401
+    from deepfake_ray import scorer, scoring  # noqa: F401
 
     for line in sys.stdin:
         asked = json.loads(line)

@@ -388,12 +388,12 @@ def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_pa
 @pytest.mark.parametrize("victim", ["worker", "process"])
 def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim, monkeypatch):
     """kill -9 of an actor, or of the process that it scores in, in mid-run; the run ends with every row."""
-    from deepfake_ray import scoring
+    from deepfake_ray import scoring as driver
 
     output = tmp_path / "o"
     killed = []
 
-    def reports_of(dataset, reports_of=scoring.reports_of):
+    def reports_of(dataset, reports_of=driver.reports_of):
         """Not before the second chunk is written, and before the last one can be."""
         for number, report in enumerate(reports_of(dataset)):
             if number == 1 and not killed:
@@ -402,7 +402,7 @@ def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim, m
                 killed.append(pid)
             yield report
 
-    monkeypatch.setattr(scoring, "reports_of", reports_of)
+    monkeypatch.setattr(driver, "reports_of", reports_of)
     run = score(images=sample_folder, model=trained / "model", output=output, batch_size=2)
     assert len(killed) == 1
     assert (run["num_ok"], run["num_errors"]) == (560, 0)
@@ -447,16 +447,16 @@ def test_one_image_and_a_limit(trained, sample_folder, tmp_path):
 
 def test_all_actors_work(trained, sample_folder, tmp_path, monkeypatch):
     """A manifest is small; Ray would make one block of it, and one actor would do everything."""
-    from deepfake_ray import scoring
+    from deepfake_ray import scoring as driver
 
     reports = []
 
-    def reports_of(dataset, reports_of=scoring.reports_of):
+    def reports_of(dataset, reports_of=driver.reports_of):
         for report in reports_of(dataset):
             reports.append(report)
             yield report
 
-    monkeypatch.setattr(scoring, "reports_of", reports_of)
+    monkeypatch.setattr(driver, "reports_of", reports_of)
     run = score(images=sample_folder / "Train", model=trained / "model", output=tmp_path / "o", batch_size=8)
     assert run["num_images"] == sum(report.num_images for report in reports) == 400
     # An actor works on one chunk at a time: where two overlap, two actors were at work.
