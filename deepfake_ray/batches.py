@@ -12,8 +12,8 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from deepfake_ray.cluster.ray_data import BYTES_PER_TASK
 from deepfake_ray.errors import JobError
-from deepfake_ray.execution import BYTES_PER_TASK
 from deepfake_ray.images import augmentation
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader

@@ -76,7 +76,7 @@ def _run(config: Any, job: str, end: "_End", interrupts: Interrupts) -> int:
     checks.check_network(config)
     module, name = job.split(":")
     run: Callable[[Any], Mapping[str, Any]] = getattr(import_module(module), name)
-    from deepfake_ray.session import ray_session
+    from deepfake_ray.cluster.session import ray_session
 
     with ray_session(verbose=config.verbose):
         try:

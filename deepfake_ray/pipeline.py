@@ -13,17 +13,17 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from deepfake_ray.batches import Block, ReadTask, Run
+from deepfake_ray.cluster.placement import ScoringPlacement, plan_reading
+from deepfake_ray.cluster.ray_data import bytes_ahead, context
+from deepfake_ray.cluster.session import cause_of, cluster_nodes
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import JobError
-from deepfake_ray.execution import bytes_ahead, context
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.facts import read_facts
 from deepfake_ray.images.loading import decoder_bytes
-from deepfake_ray.placement import ScoringPlacement, plan_reading
 from deepfake_ray.processes.isolation import Isolated
 from deepfake_ray.schema import FACTS
 from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
-from deepfake_ray.session import cause_of, cluster_nodes
 
 T = TypeVar("T")
 

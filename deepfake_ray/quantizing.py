@@ -10,6 +10,7 @@ import ray
 from numpy.typing import NDArray
 
 from deepfake_ray import schema, summaries
+from deepfake_ray.cluster.session import check_places
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data.labels import labelled, of_split
@@ -20,7 +21,6 @@ from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader
 from deepfake_ray.models import bundle
 from deepfake_ray.resuming import asked, require_quantised_of
-from deepfake_ray.session import check_places
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.tuning import save_tuned

@@ -13,8 +13,12 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from deepfake_ray import known, precision
-from deepfake_ray.autoscaling import planned
+from deepfake_ray import known
+from deepfake_ray.cluster import precision
+from deepfake_ray.cluster.autoscaling import planned
+from deepfake_ray.cluster.placement import Node, ScoringPlacement, plan_scoring
+from deepfake_ray.cluster.prometheus import RunMetrics
+from deepfake_ray.cluster.session import Patience, check_places
 from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.console import Progress, duration, say, show
 from deepfake_ray.data import manifest, predictions
@@ -25,13 +29,10 @@ from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, Preparation
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, in_digits, require_same_precision
-from deepfake_ray.monitoring import RunMetrics
 from deepfake_ray.parts import CHUNKS, Layout
 from deepfake_ray.pipeline import reports_of, scoring_dataset
-from deepfake_ray.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scorer import Report, ScorerSpec
-from deepfake_ray.session import Patience, check_places
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.tally import Tally

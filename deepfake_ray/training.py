@@ -18,11 +18,14 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, precision, schema
-from deepfake_ray.autoscaling import planned
+from deepfake_ray import __version__, schema
 from deepfake_ray.batches import TrainingTables
 from deepfake_ray.board import Board
 from deepfake_ray.checkpoints import SCORE, STATE_FILE
+from deepfake_ray.cluster import precision
+from deepfake_ray.cluster.autoscaling import planned
+from deepfake_ray.cluster.placement import TrainingPlacement, plan_training
+from deepfake_ray.cluster.session import check_places, has_dashboard
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import duration, say, show
 from deepfake_ray.data import manifest
@@ -34,9 +37,7 @@ from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Prep
 from deepfake_ray.models import bundle, initial_weights, networks
 from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.pipeline import image_facts
-from deepfake_ray.placement import TrainingPlacement, plan_training
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
-from deepfake_ray.session import check_places, has_dashboard
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.tracking import MlflowRun

@@ -8,11 +8,11 @@ import threading
 import ray
 from tensorboardX import SummaryWriter
 
+from deepfake_ray.cluster.prometheus import RunMetrics
+from deepfake_ray.cluster.session import Patience
 from deepfake_ray.console import Progress, say
 from deepfake_ray.evaluation import figures
 from deepfake_ray.history import HistoryRow
-from deepfake_ray.monitoring import RunMetrics
-from deepfake_ray.session import Patience
 from deepfake_ray.storage import files
 from deepfake_ray.tracking import MlflowRun
 from deepfake_ray.trainer import LoopSpec

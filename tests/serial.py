@@ -51,7 +51,7 @@ class Nothing:
 def without_ray(patch):
     """`patch(object, name, value)` all that needs Ray or torch."""
     from deepfake_ray import parts, scoring
-    from deepfake_ray.placement import Node
+    from deepfake_ray.cluster.placement import Node
     from deepfake_ray.processes.isolation import Items
     from deepfake_ray.scorer import ChunkScorer
 

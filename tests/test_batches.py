@@ -12,10 +12,11 @@ from PIL import Image
 from ray.data._internal.output_buffer import BlockOutputBuffer, OutputBlockSizeOption
 from ray.data.block import BlockAccessor
 
-from deepfake_ray import batches, execution
+from deepfake_ray import batches
 from deepfake_ray.batches import Batch, TrainingTables, training_batches
+from deepfake_ray.cluster import ray_data
+from deepfake_ray.cluster.ray_data import BYTES_PER_TASK, bytes_ahead
 from deepfake_ray.errors import ErrorCode, JobError
-from deepfake_ray.execution import BYTES_PER_TASK, bytes_ahead
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.pipeline import in_order
@@ -307,7 +308,7 @@ def test_a_block_stays_whole_as_this_project_runs_ray_data(rows):
         return [BlockAccessor.for_block(part).num_rows() for part in buffer.iter_ready_blocks()]
 
     assert (len(blocks(64 * row_bytes)) > 1) == (rows >= 64)
-    assert blocks(execution.MAX_BLOCK_BYTES) == [rows * 3 // 2]
+    assert blocks(ray_data.MAX_BLOCK_BYTES) == [rows * 3 // 2]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import pytest
 from conftest import ROOT
 from test_cli import loading
 
-from deepfake_ray import checks, cli, session
+from deepfake_ray import checks, cli
+from deepfake_ray.cluster import session
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.errors import JobError, UserError
 

@@ -10,7 +10,7 @@ from botocore.validate import ParamValidator
 from conftest import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from deepfake_ray.placement import DATA_LABEL
+from deepfake_ray.cluster.placement import DATA_LABEL
 
 CONFIG = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 

@@ -411,9 +411,9 @@ def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim, m
 
 def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, tmp_path):
     """The pipeline of a GPU cluster, its one actor on a CPU here: the same rows as where each CPU does it all."""
+    from deepfake_ray.cluster.placement import ScoringPlacement
     from deepfake_ray.data import manifest
     from deepfake_ray.pipeline import reports_of, scoring_dataset
-    from deepfake_ray.placement import ScoringPlacement
     from deepfake_ray.scorer import chunk_file
 
     images = tmp_path / "images"
@@ -465,9 +465,9 @@ def test_all_actors_work(trained, sample_folder, tmp_path, monkeypatch):
 
 
 def test_a_scorer_that_cannot_be_made_says_why(ray_2_cpus, untrained, sample_folder, tmp_path):
+    from deepfake_ray.cluster.placement import ScoringPlacement
     from deepfake_ray.data import manifest
     from deepfake_ray.pipeline import reports_of, scoring_dataset
-    from deepfake_ray.placement import ScoringPlacement
 
     manifest.write(manifest.list_images(str(sample_folder / "Test")), str(tmp_path / "manifest"))
     chunks = manifest.chunks(str(tmp_path / "manifest"), rows_per_chunk=20)
@@ -480,7 +480,7 @@ def test_a_scorer_that_cannot_be_made_says_why(ray_2_cpus, untrained, sample_fol
 
 
 def test_a_job_that_has_to_wait_says_what_is_free(ray_2_cpus, capsys):
-    from deepfake_ray.session import Patience
+    from deepfake_ray.cluster.session import Patience
 
     with Patience("score", interval_s=0.05) as patience:
         time.sleep(0.5)

@@ -1,7 +1,6 @@
 import pytest
 
-from deepfake_ray.errors import UserError
-from deepfake_ray.placement import (
+from deepfake_ray.cluster.placement import (
     DATA_LABEL,
     ClusterTooSmallError,
     Node,
@@ -9,6 +8,7 @@ from deepfake_ray.placement import (
     plan_scoring,
     plan_training,
 )
+from deepfake_ray.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake_ray import precision
+from deepfake_ray.cluster import precision
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle, hardware, networks

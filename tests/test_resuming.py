@@ -11,7 +11,8 @@ import pytest
 import serial
 from chunks import jpeg
 
-from deepfake_ray import precision, resuming, tally
+from deepfake_ray import resuming, tally
+from deepfake_ray.cluster import precision
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.data.predictions import warnings_of
 from deepfake_ray.errors import ErrorCode, ImageError, UserError

@@ -9,7 +9,7 @@ import pytest
 from clusters import free_port
 from test_cli import ROOT
 
-from deepfake_ray import session
+from deepfake_ray.cluster import session
 
 
 @pytest.mark.parametrize("place", ["127.0.0.1:{}", "http://127.0.0.1:{}"])

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import ray
 
 from deepfake_ray import schema
+from deepfake_ray.cluster.session import cause_of, start_ray
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data import audit, manifest, tables
@@ -29,7 +30,6 @@ from deepfake_ray.models.scores import Threshold, require_same_precision, thresh
 from deepfake_ray.pipeline import image_facts
 from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.scoring import score_manifest
-from deepfake_ray.session import cause_of, start_ray
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray.alone import is_alone
+from deepfake_ray.cluster.local_ray import is_alone
 from deepfake_ray.models.hardware import cpu_computes_bf16, gpu_computes_bf16
 from deepfake_ray.schema import AUTO, BF16, FP32, INT8
 

@@ -11,9 +11,9 @@ from ray.autoscaler.sdk import request_resources
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 
+from deepfake_ray.cluster.placement import ClusterTooSmallError, Node
+from deepfake_ray.cluster.session import cluster_nodes
 from deepfake_ray.console import say
-from deepfake_ray.placement import ClusterTooSmallError, Node
-from deepfake_ray.session import cluster_nodes
 
 Plan = TypeVar("Plan")
 

@@ -13,10 +13,10 @@ from typing import Self
 import ray
 
 from deepfake_ray import interrupts
-from deepfake_ray.alone import MARK, end_helpers, is_alone
+from deepfake_ray.cluster.local_ray import MARK, end_helpers, is_alone
+from deepfake_ray.cluster.placement import DATA_LABEL, Node
 from deepfake_ray.console import say
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.placement import DATA_LABEL, Node
 from deepfake_ray.storage import files
 
 QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}

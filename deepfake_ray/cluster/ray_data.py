@@ -7,7 +7,7 @@ import ray
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from deepfake_ray.alone import is_alone, start_no_helpers
+from deepfake_ray.cluster.local_ray import is_alone, start_no_helpers
 
 BYTES_PER_TASK = 16 * 1024 * 1024
 LEAST_BYTES_AHEAD = 16 * BYTES_PER_TASK
