@@ -58,8 +58,8 @@ def peak():
 
 def measure(place, output):
     """In a process of its own, with what the driver has loaded."""
-    from deepfake_ray import scoring  # noqa: F401
     from deepfake_ray.data import manifest
+    from deepfake_ray.drivers import score  # noqa: F401
 
     before = peak()
     started = time.monotonic()

@@ -9,8 +9,8 @@ from deepfake_ray import interrupts, summaries
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.drivers.evaluate import evaluate
+from deepfake_ray.drivers.score import score
 from deepfake_ray.images import sample
-from deepfake_ray.scoring import score
 from deepfake_ray.storage import files
 from deepfake_ray.training import train
 

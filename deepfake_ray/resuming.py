@@ -5,9 +5,9 @@ from typing import Any
 
 from deepfake_ray.config import FREE_TO_CHANGE, EvaluateConfig, JobConfig, QuantizeConfig, ScoreConfig, require_same_run
 from deepfake_ray.console import say
-from deepfake_ray.error_watch import by_code
 from deepfake_ray.errors import OF_THE_STORAGE, UserError
 from deepfake_ray.models import bundle
+from deepfake_ray.scoring.error_limit import by_code
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import held
 

@@ -24,9 +24,9 @@ from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import networks
 from deepfake_ray.optimization import cosine_schedule, keep_statistics, loss_sum, make_optimizer, train_head_alone
-from deepfake_ray.pipeline import in_tasks
 from deepfake_ray.processes.allocator import keep_freed_memory
 from deepfake_ray.sampling import Position, Sampler
+from deepfake_ray.scoring.actors import in_tasks
 
 Part = TypeVar("Part")
 

@@ -36,8 +36,8 @@ from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.models import bundle, initial_weights, networks
 from deepfake_ray.optimization import balanced_weights
-from deepfake_ray.pipeline import image_facts
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
+from deepfake_ray.scoring.actors import image_facts
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.tracking import MlflowRun

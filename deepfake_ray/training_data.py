@@ -17,7 +17,7 @@ from deepfake_ray.data.manifest import numbered
 from deepfake_ray.errors import UserError
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
-from deepfake_ray.pipeline import image_facts
+from deepfake_ray.scoring.actors import image_facts
 from deepfake_ray.storage import files
 
 AUDIT = "audit.json"

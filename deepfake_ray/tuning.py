@@ -14,10 +14,10 @@ from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.data import manifest
 from deepfake_ray.data.predictions import read_predictions
+from deepfake_ray.drivers.score import score_manifest
 from deepfake_ray.evaluation import calibration, summary
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import threshold_at
-from deepfake_ray.scoring import score_manifest
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock
 

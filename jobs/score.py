@@ -6,4 +6,4 @@ from deepfake_ray import cli
 from deepfake_ray.config import ScoreConfig
 
 if __name__ == "__main__":
-    sys.exit(cli.main(ScoreConfig, "deepfake_ray.scoring:score"))
+    sys.exit(cli.main(ScoreConfig, "deepfake_ray.drivers.score:score"))

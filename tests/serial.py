@@ -50,28 +50,29 @@ class Nothing:
 
 def without_ray(patch):
     """`patch(object, name, value)` all that needs Ray or torch."""
-    from deepfake_ray import parts, scoring
     from deepfake_ray.cluster.placement import Node
+    from deepfake_ray.drivers import score
     from deepfake_ray.processes.isolation import Items
-    from deepfake_ray.scorer import ChunkScorer
+    from deepfake_ray.scoring import chunk_files
+    from deepfake_ray.scoring.worker import ChunkScorer
 
     def reports_of(dataset):
         chunks, spec = dataset.of
         scorer = ChunkScorer(spec)
         for chunk in chunks:
-            yield scorer(chunk, Items(lambda _: contextlib.nullcontext()))
+            yield worker(chunk, Items(lambda _: contextlib.nullcontext()))
 
-    patch(scoring, "planned", lambda plan: plan([Node(2, 0, has_data_label=False)]))
-    patch(scoring, "check_places", lambda *_, **__: None)
-    patch(scoring, "RunMetrics", Nothing)
-    patch(scoring.precision, "resolve", lambda asked, **_: "fp32" if asked == "auto" else asked)
-    patch(scoring, "reports_of", reports_of)
+    patch(score, "planned", lambda plan: plan([Node(2, 0, has_data_label=False)]))
+    patch(score, "check_places", lambda *_, **__: None)
+    patch(score, "RunMetrics", Nothing)
+    patch(score.precision, "resolve", lambda asked, **_: "fp32" if asked == "auto" else asked)
+    patch(score, "reports_of", reports_of)
     patch(
-        scoring,
+        score,
         "scoring_dataset",
         lambda chunks, spec, _: types.SimpleNamespace(of=(chunks, spec), stats=lambda: "statistics"),
     )
-    patch(parts, "RayTasks", Tasks)
+    patch(chunk_files, "RayTasks", Tasks)
 
 
 def without_torch(patch):
@@ -123,15 +124,16 @@ class Interruption:
 
 def work(config, at, action, forbid):
     """Run `score`; returns the exit code of the command line."""
-    from deepfake_ray import parts, scoring
     from deepfake_ray.config import ScoreConfig
+    from deepfake_ray.drivers import score
     from deepfake_ray.errors import ErrorCode, ImageError, JobError, UserError
     from deepfake_ray.images import loading
+    from deepfake_ray.scoring import chunk_files
     from deepfake_ray.storage import output_lock
 
     without_ray(setattr)
     without_torch(lambda modules, name, value: modules.__setitem__(name, value))
-    parts.ROWS_PER_PART, parts.ROWS_PER_GROUP = 5, 4
+    chunk_files.ROWS_PER_PART, chunk_files.ROWS_PER_GROUP = 5, 4
     output_lock.DYING_S = 0.0
     fetch = loading.fetch
 
@@ -153,7 +155,7 @@ def work(config, at, action, forbid):
         from dataclasses import replace
 
         with contextlib.suppress(UserError):
-            scoring.score(replace(config, resume=True, **options))
+            score.score(replace(config, resume=True, **options))
 
     def taken_over():
         Path(config.output, "_LOCK").unlink(missing_ok=True)
@@ -171,7 +173,7 @@ def work(config, at, action, forbid):
     )
     interruption.install()
     try:
-        scoring.score(config)
+        score.score(config)
     except JobError as error:
         print(f"failed: {error}", file=sys.stderr)
         return EXIT["JobError"]
@@ -182,7 +184,8 @@ def work(config, at, action, forbid):
 
 
 def main():
-    from deepfake_ray import scorer, scoring  # noqa: F401
+    from deepfake_ray.drivers import score  # noqa: F401
+    from deepfake_ray.scoring import worker
 
     for line in sys.stdin:
         asked = json.loads(line)

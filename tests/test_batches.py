@@ -19,8 +19,8 @@ from deepfake_ray.cluster.ray_data import BYTES_PER_TASK, bytes_ahead
 from deepfake_ray.errors import ErrorCode, JobError
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.pipeline import in_order
 from deepfake_ray.sampling import Position, Sampler
+from deepfake_ray.scoring.actors import in_order
 
 SIZE = 4
 MOST = 60

@@ -18,7 +18,7 @@ from deepfake_ray.errors import JobError, UserError
 
 CONFIGS = {
     "train": (TrainConfig, "deepfake_ray.cross_source:train_or_cross"),
-    "score": (ScoreConfig, "deepfake_ray.scoring:score"),
+    "score": (ScoreConfig, "deepfake_ray.drivers.score:score"),
     "evaluate": (EvaluateConfig, "deepfake_ray.drivers.evaluate:evaluate"),
     "quantize": (QuantizeConfig, "deepfake_ray.quantizing:quantize_to_summary"),
     "quickstart": (QuickstartConfig, "deepfake_ray.quickstart:quickstart"),

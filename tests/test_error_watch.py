@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfake_ray.error_watch import ErrorWatch
 from deepfake_ray.errors import OF_THE_STORAGE, ErrorCode, JobError
-from deepfake_ray.scorer import Report
+from deepfake_ray.scoring.error_limit import ErrorWatch
+from deepfake_ray.scoring.worker import Report
 
 OTHERS = sorted(set(ErrorCode) - OF_THE_STORAGE)
 

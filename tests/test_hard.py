@@ -61,7 +61,7 @@ def hard(ray_2_cpus, tmp_path_factory):
 @pytest.fixture(scope="session")
 def validation(hard, tmp_path_factory):
     """The rows of scoring its validation folder with the bundle, and run.json."""
-    from deepfake_ray.scoring import score
+    from deepfake_ray.drivers.score import score
 
     output = str(tmp_path_factory.mktemp("validation") / "o")
     run = score(

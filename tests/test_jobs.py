@@ -35,7 +35,7 @@ pytestmark = pytest.mark.ray
 
 
 def score(**options):
-    from deepfake_ray.scoring import score
+    from deepfake_ray.drivers.score import score
 
     places = {"images": (str(options.pop("images")),)} | {key: str(options.pop(key)) for key in ("model", "output")}
     return score(ScoreConfig(**places, **options))
@@ -350,7 +350,7 @@ def test_too_many_errors_stop_the_run(trained, tmp_path):
 
 def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_path, monkeypatch):
     """kill -9 of the driver in mid-run; then exactly the rows of a run that was never killed, some of them kept."""
-    from deepfake_ray import parts
+    from deepfake_ray.scoring import chunk_files
 
     options = {"images": sample_folder, "model": trained / "model", "batch_size": 2}
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -369,7 +369,7 @@ def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_pa
     with pytest.raises(UserError, match="images was .*sample.* and is now"):
         score(**{**options, "images": sample_folder / "Test"}, output=cut, resume=True)
     resumed_at = datetime.now(UTC)
-    monkeypatch.setattr(parts, "ROWS_PER_PART", 100)
+    monkeypatch.setattr(chunk_files, "ROWS_PER_PART", 100)
     run = score(**options, output=cut, resume=True)
     names = sorted(os.listdir(cut / "predictions"))
     assert names == [f"part-{i:05d}.parquet" for i in range(len(names))]
@@ -388,7 +388,7 @@ def test_a_killed_scoring_run_goes_on_with_resume(trained, sample_folder, tmp_pa
 @pytest.mark.parametrize("victim", ["worker", "process"])
 def test_a_killed_scorer_is_replaced(trained, sample_folder, tmp_path, victim, monkeypatch):
     """kill -9 of an actor, or of the process that it scores in, in mid-run; the run ends with every row."""
-    from deepfake_ray import scoring as driver
+    from deepfake_ray.drivers import score as driver
 
     output = tmp_path / "o"
     killed = []
@@ -413,8 +413,8 @@ def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, t
     """The pipeline of a GPU cluster, its one actor on a CPU here: the same rows as where each CPU does it all."""
     from deepfake_ray.cluster.placement import ScoringPlacement
     from deepfake_ray.data import manifest
-    from deepfake_ray.pipeline import reports_of, scoring_dataset
-    from deepfake_ray.scorer import chunk_file
+    from deepfake_ray.scoring.actors import reports_of, scoring_dataset
+    from deepfake_ray.scoring.worker import chunk_file
 
     images = tmp_path / "images"
     shutil.copytree(sample_folder / "Test", images)
@@ -447,7 +447,7 @@ def test_one_image_and_a_limit(trained, sample_folder, tmp_path):
 
 def test_all_actors_work(trained, sample_folder, tmp_path, monkeypatch):
     """A manifest is small; Ray would make one block of it, and one actor would do everything."""
-    from deepfake_ray import scoring as driver
+    from deepfake_ray.drivers import score as driver
 
     reports = []
 
@@ -467,7 +467,7 @@ def test_all_actors_work(trained, sample_folder, tmp_path, monkeypatch):
 def test_a_scorer_that_cannot_be_made_says_why(ray_2_cpus, untrained, sample_folder, tmp_path):
     from deepfake_ray.cluster.placement import ScoringPlacement
     from deepfake_ray.data import manifest
-    from deepfake_ray.pipeline import reports_of, scoring_dataset
+    from deepfake_ray.scoring.actors import reports_of, scoring_dataset
 
     manifest.write(manifest.list_images(str(sample_folder / "Test")), str(tmp_path / "manifest"))
     chunks = manifest.chunks(str(tmp_path / "manifest"), rows_per_chunk=20)

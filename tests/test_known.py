@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from chunks import jpeg, listed, rows_of, scorer_spec
 
-from deepfake_ray import known, schema
+from deepfake_ray import schema
 from deepfake_ray.data import manifest, tables
 from deepfake_ray.errors import UserError
 from deepfake_ray.models import bundle
 from deepfake_ray.processes.isolation import Items
-from deepfake_ray.scorer import ChunkScorer
+from deepfake_ray.scoring import reuse
+from deepfake_ray.scoring.worker import ChunkScorer
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -53,8 +54,8 @@ def now(uri, etag=None, num_bytes=None, mtime=None):
 @pytest.mark.parametrize("place", ["", "/predictions"])
 def test_what_is_the_same_still_is_known(tmp_path, place):
     file = str(tmp_path / "known.sqlite")
-    assert known.build(f"{earlier_run(tmp_path)}{place}", Model(), "fp32", file) == 3
-    found = known.Known(file)
+    assert reuse.build(f"{earlier_run(tmp_path)}{place}", Model(), "fp32", file) == 3
+    found = reuse.Known(file)
     (image,) = found.by_version(now("s3://b/0", "e0", 999)).values()
     assert (image.logit, image.sha256, image.num_bytes, image.format, image.width, image.height) == (
         0.5, "00" * 32, 10, "jpeg", 7, None,
@@ -76,15 +77,15 @@ def test_what_is_the_same_still_is_known(tmp_path, place):
 
 def test_no_predictions_there(tmp_path):
     with pytest.raises(UserError, match="skip-known must name"):
-        known.build(str(tmp_path), Model(), "fp32", str(tmp_path / "known.sqlite"))
+        reuse.build(str(tmp_path), Model(), "fp32", str(tmp_path / "known.sqlite"))
 
 
 def test_scores_of_another_number_of_crops_are_refused(tmp_path):
     (earlier_run(tmp_path) / "run.json").write_text('{"config": {"crops": 5}}')
     file = str(tmp_path / "known.sqlite")
     with pytest.raises(UserError, match="has those of 5, this run has --crops 1"):
-        known.build(str(tmp_path), Model(), "fp32", file)
-    assert known.build(str(tmp_path), Model(), "fp32", file, num_crops=5) == 3
+        reuse.build(str(tmp_path), Model(), "fp32", file)
+    assert reuse.build(str(tmp_path), Model(), "fp32", file, num_crops=5) == 3
 
 
 @pytest.mark.parametrize(("noted", "was"), [('"precision": "bf16", ', "was bf16"), ("", "was not noted")])
@@ -92,7 +93,7 @@ def test_scores_of_another_precision_are_refused(tmp_path, noted, was):
     (earlier_run(tmp_path) / "run.json").write_text(f'{{{noted}"model_id": "m-bf16", "config": {{}}}}')
     file = str(tmp_path / "known.sqlite")
     with pytest.raises(UserError, match=f"skip-known.*precision {was}.* and is now fp32"):
-        known.build(str(tmp_path), Model(), "fp32", file)
+        reuse.build(str(tmp_path), Model(), "fp32", file)
 
 
 def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monkeypatch):
@@ -115,7 +116,7 @@ def test_known_images_are_neither_fetched_nor_decoded(untrained, tmp_path, monke
     for i in range(4):
         (folder / f"{i}.jpg").unlink()
     file = str(tmp_path / "known.sqlite")
-    assert known.build(str(first), bundle.load_spec(untrained), "fp32", file) == 4
+    assert reuse.build(str(first), bundle.load_spec(untrained), "fp32", file) == 4
     decoded = []
     from deepfake_ray.images import loading
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepfake_ray import parts, schema
+from deepfake_ray import schema
 from deepfake_ray.data.manifest import Chunk
 from deepfake_ray.errors import JobError
-from deepfake_ray.parts import Layout
-from deepfake_ray.scorer import chunk_file
+from deepfake_ray.scoring import chunk_files
+from deepfake_ray.scoring.chunk_files import Layout
+from deepfake_ray.scoring.worker import chunk_file
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -75,8 +76,8 @@ def scored(output, chunks, run_id, codes=None, degradations=()):
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(parts, "ROWS_PER_PART", 10)
-    monkeypatch.setattr(parts, "ROWS_PER_GROUP", 4)
+    monkeypatch.setattr(chunk_files, "ROWS_PER_PART", 10)
+    monkeypatch.setattr(chunk_files, "ROWS_PER_GROUP", 4)
 
 
 @pytest.mark.parametrize("degradations", [(), ("blur", "jpeg")])

@@ -11,14 +11,15 @@ import pytest
 import serial
 from chunks import jpeg
 
-from deepfake_ray import resuming, tally
+from deepfake_ray import resuming
 from deepfake_ray.cluster import precision
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.data.predictions import warnings_of
+from deepfake_ray.drivers.score import score
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images import loading
 from deepfake_ray.models import bundle
-from deepfake_ray.scoring import score
+from deepfake_ray.scoring import tally
 from deepfake_ray.storage import files
 
 

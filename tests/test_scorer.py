@@ -13,7 +13,7 @@ from deepfake_ray.data import manifest
 from deepfake_ray.errors import ImageError, JobError
 from deepfake_ray.models import bundle
 from deepfake_ray.processes.isolation import Isolated, Items
-from deepfake_ray.scorer import ChunkScorer, chunk_file
+from deepfake_ray.scoring.worker import ChunkScorer, chunk_file
 
 
 def test_the_same_bytes_get_the_same_score_wherever_they_lie(untrained, tmp_path):
@@ -69,7 +69,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_one_image(untrained, tmp_path, ba
     files["3.jpg"] += b"HANG"
     (chunk,) = listed(tmp_path, files)
     spec = scorer_spec(untrained, tmp_path)
-    scorer = Isolated("deepfake_ray.scorer:ChunkScorer", spec, timeout_s=2)
+    scorer = Isolated("deepfake_ray.scoring.worker:ChunkScorer", spec, timeout_s=2)
     report = scorer(chunk)
     scorer.close()
     assert report.errors_by_code == Counter(decoder_crashed=1, timeout=1)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from deepfake_ray import schema, scorer
+from deepfake_ray import schema
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.data import tables
 from deepfake_ray.drivers import evaluate
@@ -34,6 +34,7 @@ from deepfake_ray.models.scores import (
     threshold_at,
     threshold_of_rows,
 )
+from deepfake_ray.scoring import worker
 
 
 @st.composite
@@ -75,7 +76,7 @@ def written(labels, logits, spec, threshold):
     names = [schema.CLASSES[label] for label in labels]
     rows = tables.manifest_rows({"uri": [f"/{i}" for i in range(len(labels))], "label": names}, len(labels))
     run = SimpleNamespace(threshold=threshold, run_id="r", degradations=(), precision="fp32")
-    return scorer.predictions(rows, [Loaded() for _ in labels], logits[:, None], spec, run)
+    return worker.predictions(rows, [Loaded() for _ in labels], logits[:, None], spec, run)
 
 
 @given(validations())

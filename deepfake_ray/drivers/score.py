@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from math import ceil
 from typing import Any
 
-from deepfake_ray import known
 from deepfake_ray.cluster import precision
 from deepfake_ray.cluster.autoscaling import planned
 from deepfake_ray.cluster.placement import Node, ScoringPlacement, plan_scoring
@@ -23,19 +22,20 @@ from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.console import Progress, duration, say, show
 from deepfake_ray.data import manifest, predictions
 from deepfake_ray.data.listing import Pick
-from deepfake_ray.error_watch import ErrorWatch, by_code
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, Preparation
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, in_digits, require_same_precision
-from deepfake_ray.parts import CHUNKS, Layout
-from deepfake_ray.pipeline import reports_of, scoring_dataset
 from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
-from deepfake_ray.scorer import Report, ScorerSpec
+from deepfake_ray.scoring import reuse
+from deepfake_ray.scoring.actors import reports_of, scoring_dataset
+from deepfake_ray.scoring.chunk_files import CHUNKS, Layout
+from deepfake_ray.scoring.error_limit import ErrorWatch, by_code
+from deepfake_ray.scoring.tally import Tally
+from deepfake_ray.scoring.worker import Report, ScorerSpec
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
-from deepfake_ray.tally import Tally
 
 MANIFEST = "manifest"
 STAGE = "score"
@@ -233,12 +233,12 @@ def _begin(
 
 def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec, computes_in: str) -> None:
     earlier = config.skip_known or ""
-    number = known.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
+    number = reuse.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
     say(f"{number:,} images of {earlier} have a score of this model")
 
 
 def _known_file(config: ScoreConfig | EvaluateConfig) -> str:
-    return files.join(files.absolute(config.output), CHUNKS, known.FILE)
+    return files.join(files.absolute(config.output), CHUNKS, reuse.FILE)
 
 
 def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> manifest.Listed:

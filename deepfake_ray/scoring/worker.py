@@ -20,12 +20,12 @@ from deepfake_ray.images.decode import Limits, Pixels
 from deepfake_ray.images.loading import Loaded, Loader, given_up
 from deepfake_ray.images.preprocessing import spread
 from deepfake_ray.images.stopwatch import Stopwatch
-from deepfake_ray.known import Known
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import HIGHEST, Threshold, called_fake, p_fake_of
 from deepfake_ray.processes.allocator import keep_freed_memory
 from deepfake_ray.processes.isolation import Items
 from deepfake_ray.processes.memory_limit import lifted
+from deepfake_ray.scoring.reuse import Known
 from deepfake_ray.storage import files
 
 if TYPE_CHECKING:

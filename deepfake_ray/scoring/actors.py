@@ -23,7 +23,7 @@ from deepfake_ray.images.facts import read_facts
 from deepfake_ray.images.loading import decoder_bytes
 from deepfake_ray.processes.isolation import Isolated
 from deepfake_ray.schema import FACTS
-from deepfake_ray.scorer import DeviceScorer, Report, ScorerSpec
+from deepfake_ray.scoring.worker import DeviceScorer, Report, ScorerSpec
 
 T = TypeVar("T")
 
@@ -123,7 +123,7 @@ class _Isolated:
 
     def __init__(self, worker: str, spec: ScorerSpec):
         self._worker = Isolated(
-            f"deepfake_ray.scorer:{worker}",
+            f"deepfake_ray.scoring.worker:{worker}",
             spec,
             timeout_s=spec.image_timeout_s,
             decoder_bytes=decoder_bytes(spec.limits),
