@@ -21,7 +21,7 @@ from deepfake_ray.images.decode import Limits, decode
 from deepfake_ray.images.preprocessing import DECODE_MARGIN, Preparation, prepare
 from deepfake_ray.models import networks
 from deepfake_ray.models.inference import _compiled, _folded
-from deepfake_ray.optimization import loss_sum, make_optimizer
+from deepfake_ray.training.optimization import loss_sum, make_optimizer
 
 
 def rate(step, number, seconds, device):

@@ -10,9 +10,9 @@ from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, T
 from deepfake_ray.console import say
 from deepfake_ray.drivers.evaluate import evaluate
 from deepfake_ray.drivers.score import score
+from deepfake_ray.drivers.train import train
 from deepfake_ray.images import sample
 from deepfake_ray.storage import files
-from deepfake_ray.training import train
 
 EPOCHS = 6
 

@@ -61,7 +61,7 @@ def ray_2_cpus():
 def trained(ray_2_cpus, sample_folder, tmp_path_factory):
     """The output of a short training run on the sample."""
     from deepfake_ray.config import TrainConfig
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     output = tmp_path_factory.mktemp("trained") / "run"
     train(TrainConfig(data=str(sample_folder), output=str(output), epochs=2, global_batch_size=64))

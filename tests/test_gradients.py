@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from deepfake_ray.gradients import backward
-from deepfake_ray.optimization import loss_sum
-from deepfake_ray.sampling import Sampler
+from deepfake_ray.training.gradients import backward
+from deepfake_ray.training.optimization import loss_sum
+from deepfake_ray.training.sampler import Sampler
 
 CLASS_WEIGHTS = torch.tensor([0.8, 1.5], dtype=torch.float64)
 SMOOTHING = 0.1

@@ -33,7 +33,7 @@ class Hard:
 @pytest.fixture(scope="session")
 def hard(ray_2_cpus, tmp_path_factory):
     """Trained on `hard.generate`; killed before its thresholds were chosen, and resumed."""
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     folder = tmp_path_factory.mktemp("hard")
     images.generate(folder / "data")

@@ -66,7 +66,7 @@ def test_training_writes_what_it_promises(trained):
 
 def test_training_repeats_by_seed(ray_2_cpus, sample_folder, tmp_path):
     """On two workers; on one, test_survival.py has it."""
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     histories = []
     for name in ("a", "b"):
@@ -88,7 +88,7 @@ def test_training_repeats_by_seed(ray_2_cpus, sample_folder, tmp_path):
 def test_unreadable_training_images_are_counted_or_too_many(ray_2_cpus, sample_folder, tmp_path):
     import shutil
 
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     data = tmp_path / "data"
     shutil.copytree(sample_folder, data)
@@ -238,7 +238,7 @@ def test_the_readme_reads_the_predictions(trained, sample_folder, tmp_path):
 
 
 def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_folder, tmp_path):
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     output = tmp_path / "run"
     train(
@@ -260,7 +260,7 @@ def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_f
 
 
 def test_an_image_in_two_splits_is_refused_or_left_out(ray_2_cpus, sample_folder, tmp_path):
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     data = tmp_path / "data"
     shutil.copytree(sample_folder, data)

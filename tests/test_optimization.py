@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from deepfake_ray import optimization
 from deepfake_ray.models import networks
+from deepfake_ray.training import optimization
 
 
 def test_learning_rate_rises_linearly_then_falls_along_a_cosine():

@@ -299,7 +299,7 @@ def test_degraded_scores_of_other_images_are_not_gone_on_with(tmp_path):
 
 @pytest.mark.parametrize("of_an_older_version", [False, True])
 def test_a_finished_training_of_something_else_is_refused(untrained, tmp_path, of_an_older_version):
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     config = TrainConfig(data="/data", output=str(tmp_path / "o"), image_size=32)
     chosen = config.to_json() | {"weights": "none", "global_batch_size": 128, "num_workers": 1, "learning_rate": 0.002}

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from deepfake_ray.errors import UserError
 from deepfake_ray.images import augmentation
-from deepfake_ray.sampling import Position, Sampler
+from deepfake_ray.training.sampler import Position, Sampler
 
 
 def samplers(world_size, **options):

@@ -160,7 +160,7 @@ def test_uneven_shards_of_several_workers_learn_and_measure_what_one_does(sample
 
 def test_the_best_epoch_becomes_the_model_not_the_last(trained, sample_folder, tmp_path):
     """A good model unlearns from swapped labels, so that its first epoch is its best."""
-    from deepfake_ray.training import train
+    from deepfake_ray.drivers.train import train
 
     for path in (path for path in sample_folder.rglob("*.jpg") if "Test" not in path.parts):
         split, label, *rest = path.relative_to(sample_folder).parts

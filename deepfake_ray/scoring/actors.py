@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
-from deepfake_ray.batches import Block, ReadTask, Run
 from deepfake_ray.cluster.placement import ScoringPlacement, plan_reading
 from deepfake_ray.cluster.ray_data import bytes_ahead, context
 from deepfake_ray.cluster.session import cause_of, cluster_nodes
@@ -24,6 +23,7 @@ from deepfake_ray.images.loading import decoder_bytes
 from deepfake_ray.processes.isolation import Isolated
 from deepfake_ray.schema import FACTS
 from deepfake_ray.scoring.worker import DeviceScorer, Report, ScorerSpec
+from deepfake_ray.training.batches import Block, ReadTask, Run
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 if TYPE_CHECKING:
-    from deepfake_ray.history import HistoryRow
+    from deepfake_ray.training.history import HistoryRow
 
 
 @ray.remote(num_cpus=0)

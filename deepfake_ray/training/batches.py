@@ -18,8 +18,8 @@ from deepfake_ray.images import augmentation
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.sampling import Position, Sampler, Task
 from deepfake_ray.schema import CLASSES, TRAIN, VALIDATION
+from deepfake_ray.training.sampler import Position, Sampler, Task
 
 IMAGES_PER_TASK = 1024
 """At most, and at most `BYTES_PER_TASK`, in a training block: tasks cost some 10 ms each, blocks memory."""

@@ -19,9 +19,6 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deepfake_ray import __version__, schema
-from deepfake_ray.batches import TrainingTables
-from deepfake_ray.board import Board
-from deepfake_ray.checkpoints import SCORE, STATE_FILE
 from deepfake_ray.cluster import precision
 from deepfake_ray.cluster.autoscaling import planned
 from deepfake_ray.cluster.placement import TrainingPlacement, plan_training
@@ -35,13 +32,17 @@ from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.models import bundle, initial_weights, networks
-from deepfake_ray.optimization import balanced_weights
 from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.scoring.actors import image_facts
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
-from deepfake_ray.tracking import MlflowRun
-from deepfake_ray.trainer import LoopSpec, train_loop
+from deepfake_ray.training.batches import TrainingTables
+from deepfake_ray.training.checkpoints import SCORE, STATE_FILE
+from deepfake_ray.training.mlflow_run import MlflowRun
+from deepfake_ray.training.optimization import balanced_weights
+from deepfake_ray.training.progress_actor import Board
+from deepfake_ray.training.reporter import Watcher
+from deepfake_ray.training.worker import LoopSpec, train_loop
 from deepfake_ray.training_data import (
     AUDIT,
     as_before,
@@ -51,7 +52,6 @@ from deepfake_ray.training_data import (
     seen_in_training,
 )
 from deepfake_ray.tuning import save_tuned
-from deepfake_ray.watching import Watcher
 
 log = logging.getLogger(__name__)
 

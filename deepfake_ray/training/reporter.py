@@ -12,10 +12,10 @@ from deepfake_ray.cluster.prometheus import RunMetrics
 from deepfake_ray.cluster.session import Patience
 from deepfake_ray.console import Progress, say
 from deepfake_ray.evaluation import figures
-from deepfake_ray.history import HistoryRow
 from deepfake_ray.storage import files
-from deepfake_ray.tracking import MlflowRun
-from deepfake_ray.trainer import LoopSpec
+from deepfake_ray.training.history import HistoryRow
+from deepfake_ray.training.mlflow_run import MlflowRun
+from deepfake_ray.training.worker import LoopSpec
 
 
 class Watcher:

@@ -14,19 +14,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deepfake_ray.batches import Batch, TrainingTables, training_batches
-from deepfake_ray.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
 from deepfake_ray.cluster.placement import TrainingPlacement
 from deepfake_ray.config import TrainConfig
-from deepfake_ray.gradients import backward
-from deepfake_ray.history import HistoryRow, Shard, Tally, problem_of, stops_early, summarise
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import networks
-from deepfake_ray.optimization import cosine_schedule, keep_statistics, loss_sum, make_optimizer, train_head_alone
 from deepfake_ray.processes.allocator import keep_freed_memory
-from deepfake_ray.sampling import Position, Sampler
 from deepfake_ray.scoring.actors import in_tasks
+from deepfake_ray.training.batches import Batch, TrainingTables, training_batches
+from deepfake_ray.training.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
+from deepfake_ray.training.gradients import backward
+from deepfake_ray.training.history import HistoryRow, Shard, Tally, problem_of, stops_early, summarise
+from deepfake_ray.training.optimization import (
+    cosine_schedule,
+    keep_statistics,
+    loss_sum,
+    make_optimizer,
+    train_head_alone,
+)
+from deepfake_ray.training.sampler import Position, Sampler
 
 Part = TypeVar("Part")
 
