@@ -2,8 +2,8 @@
 
 import sys
 
-from deepfake_ray import cli
 from deepfake_ray.config import EvaluateConfig
+from deepfake_ray.drivers import cli
 
 if __name__ == "__main__":
     sys.exit(cli.main(EvaluateConfig, "deepfake_ray.drivers.evaluate:evaluate"))

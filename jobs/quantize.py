@@ -2,8 +2,8 @@
 
 import sys
 
-from deepfake_ray import cli
 from deepfake_ray.config import QuantizeConfig
+from deepfake_ray.drivers import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.main(QuantizeConfig, "deepfake_ray.quantizing:quantize_to_summary"))
+    sys.exit(cli.main(QuantizeConfig, "deepfake_ray.drivers.quantize:quantize_to_summary"))

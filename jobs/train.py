@@ -2,8 +2,8 @@
 
 import sys
 
-from deepfake_ray import cli
 from deepfake_ray.config import TrainConfig
+from deepfake_ray.drivers import cli
 
 if __name__ == "__main__":
-    sys.exit(cli.main(TrainConfig, "deepfake_ray.cross_source:train_or_cross"))
+    sys.exit(cli.main(TrainConfig, "deepfake_ray.drivers.leave_one_source_out:train_or_cross"))

@@ -4,11 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from deepfake_ray import schema, training_data
+from deepfake_ray import schema
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.data import manifest
 from deepfake_ray.data.audit import duplicates, leaking, of_manifest, zero_pixel_auc
 from deepfake_ray.data.labels import Labelled
+from deepfake_ray.drivers import training_data
 from deepfake_ray.errors import UserError
 
 

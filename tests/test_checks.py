@@ -11,17 +11,17 @@ import pytest
 from conftest import ROOT
 from test_cli import loading
 
-from deepfake_ray import checks, cli
 from deepfake_ray.cluster import session
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.drivers import checks, cli
 from deepfake_ray.errors import JobError, UserError
 
 CONFIGS = {
-    "train": (TrainConfig, "deepfake_ray.cross_source:train_or_cross"),
+    "train": (TrainConfig, "deepfake_ray.drivers.leave_one_source_out:train_or_cross"),
     "score": (ScoreConfig, "deepfake_ray.drivers.score:score"),
     "evaluate": (EvaluateConfig, "deepfake_ray.drivers.evaluate:evaluate"),
-    "quantize": (QuantizeConfig, "deepfake_ray.quantizing:quantize_to_summary"),
-    "quickstart": (QuickstartConfig, "deepfake_ray.quickstart:quickstart"),
+    "quantize": (QuantizeConfig, "deepfake_ray.drivers.quantize:quantize_to_summary"),
+    "quickstart": (QuickstartConfig, "deepfake_ray.drivers.quickstart:quickstart"),
 }
 
 

@@ -8,8 +8,8 @@ from dataclasses import MISSING, fields
 import pytest
 from conftest import ROOT
 
-from deepfake_ray import cli
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.drivers import cli
 from deepfake_ray.errors import UserError
 
 CONFIGS = {

@@ -255,7 +255,7 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
 
 
 def test_one_source_is_left_out_at_a_time(ray_2_cpus, sample_folder, tmp_path):
-    from deepfake_ray.cross_source import leave_one_source_out
+    from deepfake_ray.drivers.leave_one_source_out import leave_one_source_out
 
     paths = [path for path in sorted(sample_folder.rglob("*.jpg")) if "bicubic" not in path.parts]
     rows = [

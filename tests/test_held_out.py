@@ -9,10 +9,10 @@ import pytest
 from test_audit import facts
 from test_labels import images_in, make
 
-from deepfake_ray import training_data
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.data import labels
 from deepfake_ray.data.held_out import held_out
+from deepfake_ray.drivers import training_data
 from deepfake_ray.errors import UserError
 from deepfake_ray.images import fingerprints, sample
 

@@ -301,8 +301,8 @@ def test_a_quantised_model_has_thresholds_of_its_own_and_nearly_the_same_scores(
     from sklearn.metrics import roc_auc_score
 
     from deepfake_ray.config import QuantizeConfig
+    from deepfake_ray.drivers.quantize import quantize
     from deepfake_ray.models import bundle
-    from deepfake_ray.quantizing import quantize
 
     model, output = str(trained / "model"), str(tmp_path / "int8")
     before = bundle.load_spec(model)

@@ -6,8 +6,9 @@ import shlex
 import pytest
 from test_cli import CONFIGS
 
-from deepfake_ray import cli, interrupts, quickstart
+from deepfake_ray import interrupts
 from deepfake_ray.config import QuickstartConfig
+from deepfake_ray.drivers import cli, quickstart
 from deepfake_ray.models import bundle
 
 

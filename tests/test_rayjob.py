@@ -8,9 +8,9 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from deepfake_ray.cli import parse
 from deepfake_ray.cluster.placement import DATA_LABEL
 from deepfake_ray.config import ScoreConfig
+from deepfake_ray.drivers.cli import parse
 
 JOB = yaml.safe_load((ROOT / "deploy" / "rayjob.yaml").read_text())
 CLUSTER = JOB["spec"]["rayClusterSpec"]

@@ -11,10 +11,10 @@ import pytest
 import serial
 from chunks import jpeg
 
-from deepfake_ray import resuming
 from deepfake_ray.cluster import precision
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.data.predictions import warnings_of
+from deepfake_ray.drivers import resuming
 from deepfake_ray.drivers.score import score
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images import loading
@@ -317,7 +317,7 @@ def test_a_finished_training_of_something_else_is_refused(untrained, tmp_path, o
 
 
 def test_a_finished_matrix_of_something_else_is_refused(tmp_path):
-    from deepfake_ray.cross_source import MATRIX, leave_one_source_out
+    from deepfake_ray.drivers.leave_one_source_out import MATRIX, leave_one_source_out
 
     config = TrainConfig(data="/data", output=str(tmp_path / "o"), leave_one_source_out=True)
     finished(config.output, config=resuming.asked(config))
@@ -337,7 +337,7 @@ def test_a_finished_matrix_of_something_else_is_refused(tmp_path):
 
 
 def test_a_finished_quantisation_of_something_else_is_refused(untrained, tmp_path):
-    from deepfake_ray.quantizing import quantize
+    from deepfake_ray.drivers.quantize import quantize
 
     config = QuantizeConfig(data="/data", model=untrained, output=str(tmp_path / "o"))
     made_of = {"quantised_from": bundle.load_spec(untrained).model_id}

@@ -10,11 +10,11 @@ import pytest
 from conftest import ROOT
 
 from deepfake_ray.drivers.train import default_global_batch_size, git_revision
+from deepfake_ray.drivers.training_data import look_at_data
 from deepfake_ray.errors import UserError
 from deepfake_ray.training import history as epochs
 from deepfake_ray.training.history import Shard, Tally, best_epoch, problem_of, stops_early
 from deepfake_ray.training.reporter import _tag
-from deepfake_ray.training_data import look_at_data
 
 
 def history(*aucs):

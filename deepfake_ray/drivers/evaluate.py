@@ -19,6 +19,7 @@ from deepfake_ray.data import audit, manifest, tables
 from deepfake_ray.data.held_out import held_out
 from deepfake_ray.data.labels import draw, labelled, of_split
 from deepfake_ray.data.predictions import read_predictions
+from deepfake_ray.drivers.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.drivers.score import score_manifest
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation import comparison, error_gallery, figures, label_join, metrics, report, robustness, summary
@@ -28,7 +29,6 @@ from deepfake_ray.images.corruptions import DEGRADATIONS
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, require_same_precision, threshold_of_rows
-from deepfake_ray.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.scoring.actors import image_facts
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held

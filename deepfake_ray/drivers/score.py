@@ -22,12 +22,12 @@ from deepfake_ray.config import EvaluateConfig, ScoreConfig
 from deepfake_ray.console import Progress, duration, say, show
 from deepfake_ray.data import manifest, predictions
 from deepfake_ray.data.listing import Pick
+from deepfake_ray.drivers.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, Preparation
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, in_digits, require_same_precision
-from deepfake_ray.resuming import RUN, require_same_scores, scores_are_done
 from deepfake_ray.scoring import reuse
 from deepfake_ray.scoring.actors import reports_of, scoring_dataset
 from deepfake_ray.scoring.chunk_files import CHUNKS, Layout

@@ -27,12 +27,21 @@ from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import duration, say, show
 from deepfake_ray.data import manifest
 from deepfake_ray.data.labels import Labelled, labelled, of_split
+from deepfake_ray.drivers.resuming import CONFIG, asked, is_done, require_same_settings
+from deepfake_ray.drivers.training_data import (
+    AUDIT,
+    as_before,
+    look_at_data,
+    look_at_files,
+    median_short_side,
+    seen_in_training,
+)
+from deepfake_ray.drivers.tuning import save_tuned
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.models import bundle, initial_weights, networks
-from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.scoring.actors import image_facts
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
@@ -43,15 +52,6 @@ from deepfake_ray.training.optimization import balanced_weights
 from deepfake_ray.training.progress_actor import Board
 from deepfake_ray.training.reporter import Watcher
 from deepfake_ray.training.worker import LoopSpec, train_loop
-from deepfake_ray.training_data import (
-    AUDIT,
-    as_before,
-    look_at_data,
-    look_at_files,
-    median_short_side,
-    seen_in_training,
-)
-from deepfake_ray.tuning import save_tuned
 
 log = logging.getLogger(__name__)
 

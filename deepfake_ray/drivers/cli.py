@@ -61,8 +61,8 @@ def _run(config: Any, job: str, end: "_End", interrupts: Interrupts) -> int:
     started = time.monotonic()
     logging.basicConfig(level=logging.INFO if config.verbose else logging.WARNING, format="%(message)s")
     logging.getLogger("deepfake_ray").setLevel(logging.INFO)
-    from deepfake_ray import checks
     from deepfake_ray.console import say
+    from deepfake_ray.drivers import checks
 
     interrupts.advice = lambda: how_to_go_on(config.output, resuming=getattr(config, "resume", False))
     waiting = threading.Timer(SECONDS_OF_SILENCE, say, ["looking at what the job is to read and write ..."])

@@ -11,17 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from deepfake_ray import schema, summaries
+from deepfake_ray import schema
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data.labels import labelled
+from deepfake_ray.drivers import summaries
 from deepfake_ray.drivers.evaluate import evaluate
+from deepfake_ray.drivers.resuming import CONFIG, asked, is_done, require_same_request
 from deepfake_ray.drivers.train import train
+from deepfake_ray.drivers.training_data import leak_free
 from deepfake_ray.errors import UserError
-from deepfake_ray.resuming import CONFIG, asked, is_done, require_same_request
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
-from deepfake_ray.training_data import leak_free
 
 MATRIX = "leave_one_source_out.csv"
 NOTHING = "(nothing)"

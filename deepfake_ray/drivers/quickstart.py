@@ -5,9 +5,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray import interrupts, summaries
+from deepfake_ray import interrupts
 from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.console import say
+from deepfake_ray.drivers import summaries
 from deepfake_ray.drivers.evaluate import evaluate
 from deepfake_ray.drivers.score import score
 from deepfake_ray.drivers.train import train

@@ -9,21 +9,22 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from deepfake_ray import schema, summaries
+from deepfake_ray import schema
 from deepfake_ray.cluster.session import check_places
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data.labels import labelled, of_split
+from deepfake_ray.drivers import summaries
+from deepfake_ray.drivers.resuming import asked, require_quantised_of
+from deepfake_ray.drivers.tuning import save_tuned
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation.wording import number
 from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader
 from deepfake_ray.models import bundle
-from deepfake_ray.resuming import asked, require_quantised_of
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock, held
-from deepfake_ray.tuning import save_tuned
 
 BATCH_SIZE = 16
 
