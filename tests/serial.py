@@ -60,7 +60,7 @@ def without_ray(patch):
         chunks, spec = dataset.of
         scorer = ChunkScorer(spec)
         for chunk in chunks:
-            yield worker(chunk, Items(lambda _: contextlib.nullcontext()))
+            yield scorer(chunk, Items(lambda _: contextlib.nullcontext()))
 
     patch(score, "planned", lambda plan: plan([Node(2, 0, has_data_label=False)]))
     patch(score, "check_places", lambda *_, **__: None)
@@ -185,7 +185,7 @@ def work(config, at, action, forbid):
 
 def main():
     from deepfake_ray.drivers import score  # noqa: F401
-    from deepfake_ray.scoring import worker
+    from deepfake_ray.scoring import worker  # noqa: F401
 
     for line in sys.stdin:
         asked = json.loads(line)
