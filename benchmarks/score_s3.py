@@ -34,9 +34,9 @@ def clients(fs, uris, server):
     import obstore
     import s3fs
 
-    from deepfake_ray.storage import files
+    from deepfake_ray.storage.stores import object_store
 
-    store = files.object_store("s3://bucket")
+    store = object_store("s3://bucket")
     keys = [uri.removeprefix("s3://bucket/") for uri in uris]
 
     def threaded(get):

@@ -27,12 +27,13 @@ def make_bundle(place, arch, image_size):
     from deepfake_ray.images.preprocessing import DECODE_MARGIN, Preparation
     from deepfake_ray.models import bundle, networks
     from deepfake_ray.models.scores import threshold_at
+    from deepfake_ray.models.spec import Spec
 
     torch.manual_seed(0)
     arrays = {key: value.numpy() for key, value in networks.build(arch).state_dict().items()}
     thresholds = {"balanced": threshold_at(0.5, 1.0)}
     preparation = Preparation(image_size=image_size, decode_margin=DECODE_MARGIN)  # as training writes it
-    spec = bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds=thresholds)
+    spec = Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds=thresholds)
     bundle.save(place, spec, arrays)
 
 

@@ -9,7 +9,7 @@ import simplejpeg
 from deepfake_ray.data import manifest
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.models.scores import threshold_at
-from deepfake_ray.scoring.worker import ScorerSpec, chunk_file
+from deepfake_ray.scoring.spec import ScorerSpec, chunk_file
 
 
 def jpeg(seed):

@@ -35,13 +35,14 @@ def untrained(tmp_path_factory):
     from deepfake_ray.images.preprocessing import Preparation
     from deepfake_ray.models import bundle, networks
     from deepfake_ray.models.scores import threshold_at
+    from deepfake_ray.models.spec import Spec
 
     place = str(tmp_path_factory.mktemp("bundle"))
     torch.manual_seed(0)
     arrays = {key: value.numpy() for key, value in networks.build("cnn").state_dict().items()}
     numbers = {"default": 0.5, "balanced": 0.5, "fpr_1": 0.9, "fpr_5": 0.8}
     thresholds = {name: threshold_at(number, 1.0) for name, number in numbers.items()}
-    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds=thresholds)
+    spec = Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds=thresholds)
     bundle.save(place, spec, arrays)
     return place
 

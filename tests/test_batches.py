@@ -14,10 +14,10 @@ from ray.data.block import BlockAccessor
 
 from deepfake_ray.cluster import ray_data
 from deepfake_ray.cluster.ray_data import BYTES_PER_TASK, bytes_ahead
+from deepfake_ray.drivers.file_facts import in_order
 from deepfake_ray.errors import ErrorCode, JobError
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.scoring.actors import in_order
 from deepfake_ray.training import batches
 from deepfake_ray.training.batches import Batch, TrainingTables, training_batches
 from deepfake_ray.training.sampler import Position, Sampler

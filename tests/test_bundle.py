@@ -12,6 +12,7 @@ from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle, networks
 from deepfake_ray.models.inference import Predictor
 from deepfake_ray.models.scores import Threshold, threshold_at
+from deepfake_ray.models.spec import Spec
 
 NUMBERS = {"default": 0.5, "balanced": 0.4, "fpr_1": 0.9, "fpr_5": 0.8}
 THRESHOLDS = {name: threshold_at(number, 1.5) for name, number in NUMBERS.items()}
@@ -21,7 +22,7 @@ THRESHOLDS = {name: threshold_at(number, 1.5) for name, number in NUMBERS.items(
 def saved(tmp_path):
     torch.manual_seed(0)
     network = networks.build("cnn")
-    spec = bundle.Spec(
+    spec = Spec(
         arch="cnn", preparation=Preparation(image_size=32), temperature=1.5, thresholds=THRESHOLDS,
         provenance={"validation": {"roc_auc": 0.75}},
     )  # fmt: skip
@@ -40,7 +41,7 @@ def test_round_trip(saved):
 def test_weights_in_channels_last_order_are_saved_as_they_are(tmp_path):
     network = networks.build("cnn").to(memory_format=torch.channels_last)
     state = {k: v.numpy() for k, v in network.state_dict().items()}
-    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={})
+    spec = Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={})
     bundle.save(str(tmp_path), spec, state)
     _, arrays = bundle.load(str(tmp_path))
     assert all(arrays[k].shape == v.shape and np.array_equal(arrays[k], v) for k, v in state.items())
@@ -190,14 +191,14 @@ def test_evaluations_are_kept_and_the_card_is_written_anew(saved):
 def test_an_evaluation_meanwhile_is_not_lost(saved, monkeypatch):
     """Two jobs on one bundle: the other writes its own between our reading and our writing."""
     place = saved[0]
-    write = bundle.storage.write_json
+    write = bundle.files.write_json
 
     def with_another(uri, content):
-        monkeypatch.setattr(bundle.storage, "write_json", write)
+        monkeypatch.setattr(bundle.files, "write_json", write)
         bundle.add_evaluation(place, evaluation("/other"))
         write(uri, content)
 
-    monkeypatch.setattr(bundle.storage, "write_json", with_another)
+    monkeypatch.setattr(bundle.files, "write_json", with_another)
     bundle.add_evaluation(place, evaluation("/ours"))
     assert "| /other |" in card_of(place)
     assert "| /ours |" in card_of(place)
@@ -211,11 +212,11 @@ def test_what_people_wrote_into_the_card_stays(saved):
         file.write(text)
     assert not bundle.add_evaluation(place, evaluation())
     assert card_of(place) == text
-    assert len(list(bundle.storage.list_names(f"{place}/evaluations"))) == 1
+    assert len(list(bundle.files.list_names(f"{place}/evaluations"))) == 1
 
 
 def test_the_card_says_for_which_images_p_fake_is(tmp_path):
-    spec = bundle.Spec(
+    spec = Spec(
         arch="cnn", preparation=Preparation(image_size=32), temperature=2.0, thresholds={},
         prior={"real": 0.2, "fake": 0.8},
     )  # fmt: skip

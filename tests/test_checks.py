@@ -159,7 +159,7 @@ def test_what_takes_more_is_known_before_ray_is_started(places, command, message
 
 
 def test_checking_loads_neither_ray_nor_torch():
-    assert loading(["cli", "checks"], ["ray", "torch"]) == ""
+    assert loading(["drivers.cli", "drivers.checks"], ["ray", "torch"]) == ""
 
 
 def test_a_mistake_as_a_user_makes_it(places):

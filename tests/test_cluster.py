@@ -53,10 +53,10 @@ from pathlib import Path
 import ray
 from ray.util.state import list_actors
 from chunks import scorer_spec
-from deepfake_ray import manifest
-from deepfake_ray.pipeline import reports_of, scoring_dataset
-from deepfake_ray.placement import plan_scoring
-from deepfake_ray.session import cluster_nodes
+from deepfake_ray.data import manifest
+from deepfake_ray.scoring.actors import reports_of, scoring_dataset
+from deepfake_ray.cluster.placement import plan_scoring
+from deepfake_ray.cluster.session import cluster_nodes
 
 model, images, output = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 ray.init(log_to_driver=False)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from deepfake_ray.errors import OF_THE_STORAGE, ErrorCode, JobError
 from deepfake_ray.scoring.error_limit import ErrorWatch
-from deepfake_ray.scoring.worker import Report
+from deepfake_ray.scoring.spec import Report
 
 OTHERS = sorted(set(ErrorCode) - OF_THE_STORAGE)
 

@@ -10,8 +10,8 @@ from test_measurement import predictions
 
 from deepfake_ray.evaluation import summary, wording
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, threshold_at
+from deepfake_ray.models.spec import Spec
 
 PLAIN = replace(MODEL, thresholds={"default": threshold_at(0.5, 1.0)})
 
@@ -55,7 +55,7 @@ def with_threshold(num_real, logit=1.0):
         "fpr_5": Threshold(logit=logit, p_fake=0.73, num_real=num_real, num_fake=500),
     }
     preparation = Preparation(image_size=32)
-    return bundle.Spec(arch="cnn", preparation=preparation, temperature=1.0, thresholds=thresholds)
+    return Spec(arch="cnn", preparation=preparation, temperature=1.0, thresholds=thresholds)
 
 
 def accused(share, num_real):

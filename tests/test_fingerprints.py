@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from deepfake_ray.images import fingerprints
+from deepfake_ray.data import leakage
+from deepfake_ray.images import perceptual_hash
 from deepfake_ray.images.decode import Limits
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
@@ -33,7 +34,7 @@ def saved(image, kind="JPEG", **options):
 
 
 def phash(data):
-    return fingerprints.perceptual_hash(data, LIMITS)
+    return perceptual_hash.perceptual_hash(data, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def phash(data):
 )
 def test_the_same_picture_is_near(again):
     differing = [(phash(saved(crop(i), quality=95)) ^ phash(again(crop(i)))).bit_count() for i in range(30)]
-    assert sum(bits <= fingerprints.NEAR_BITS for bits in differing) >= 27
+    assert sum(bits <= leakage.NEAR_BITS for bits in differing) >= 27
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
@@ -59,14 +60,14 @@ def test_a_turned_file_has_the_hash_of_the_upright_picture(orientation):
         exif = Image.Exif()
         exif[0x0112] = orientation
         upright, turned = phash(saved(crop(i), quality=95)), phash(saved(stored, quality=95, exif=exif))
-        assert (upright ^ turned).bit_count() <= fingerprints.NEAR_BITS
-        assert (upright ^ phash(saved(crop(i).convert("CMYK"), quality=95))).bit_count() <= fingerprints.NEAR_BITS
+        assert (upright ^ turned).bit_count() <= leakage.NEAR_BITS
+        assert (upright ^ phash(saved(crop(i).convert("CMYK"), quality=95))).bit_count() <= leakage.NEAR_BITS
 
 
 def test_other_pictures_are_not_near():
     hashes = [phash(saved(crop(i), "PNG")) for i in range(60)]
     differing = [(a ^ b).bit_count() for i, a in enumerate(hashes) for b in hashes[:i]]
-    assert min(differing) > fingerprints.NEAR_BITS
+    assert min(differing) > leakage.NEAR_BITS
 
 
 def test_what_is_no_picture_or_flat_has_no_hash():
@@ -83,7 +84,7 @@ def test_all_near_pairs_are_found_and_no_others():
     for i, bits in planted.items():
         flips = random.choice(63, bits, replace=False).astype(np.uint64)
         ours[i] = theirs[i] ^ (np.uint64(1) << flips).sum(dtype=np.uint64)
-    found = set(fingerprints.near_pairs(ours, theirs))
+    found = set(leakage.near_pairs(ours, theirs))
     assert found == {(i, i, bits) for i, bits in planted.items() if bits <= 4}
 
 
@@ -91,11 +92,11 @@ def test_leaks_are_named():
     def table(prefix, hashes, digests, split):
         columns = {"uri": [f"{prefix}{i}" for i in range(len(hashes))], "split": [split] * len(hashes)}
         sizes = [None] * len(hashes)
-        return pa.table({**columns, "sha256": digests, "phash": hashes, "num_bytes": sizes}, schema=fingerprints.SCHEMA)
+        return pa.table({**columns, "sha256": digests, "phash": hashes, "num_bytes": sizes}, schema=leakage.SCHEMA)
 
     trained = table("/train/", [0b0, 0b1111_1111, None, 2**62], ["aa", "bb", None, "dd"], "train")
     tested = table("/test/", [0b1, 0b1111_0000_0000, 0b111_1111, None, 5 << 40], ["zz", "bb", "yy", None, "dd"], "test")
-    found = fingerprints.leaks(tested, trained, 10)
+    found = leakage.leaks(tested, trained, 10)
     assert (found["num_exact"], found["num_near"]) == (2, 2)
     assert [(one["uri"], one["training_uri"], one["differing_bits"]) for one in found["examples"]] == [
         ("/test/1", "/train/1", None),
@@ -103,4 +104,4 @@ def test_leaks_are_named():
         ("/test/0", "/train/0", 1),
         ("/test/2", "/train/1", 1),
     ]
-    assert len(fingerprints.leaks(tested, trained, 1)["examples"]) == 1
+    assert len(leakage.leaks(tested, trained, 1)["examples"]) == 1

@@ -10,11 +10,11 @@ from test_audit import facts
 from test_labels import images_in, make
 
 from deepfake_ray.config import EvaluateConfig
-from deepfake_ray.data import labels
+from deepfake_ray.data import labels, leakage
 from deepfake_ray.data.held_out import held_out
 from deepfake_ray.drivers import training_data
 from deepfake_ray.errors import UserError
-from deepfake_ray.images import fingerprints, sample
+from deepfake_ray.images import sample
 
 
 def read(folder, **options):
@@ -177,11 +177,11 @@ def test_a_limit_counts_the_whole(photos, tmp_path):
 
 
 def test_older_bundles_are_read(tmp_path):
-    columns = [field for field in fingerprints.SCHEMA if field.name != "num_bytes"]
+    columns = [field for field in leakage.SCHEMA if field.name != "num_bytes"]
     old = pa.table({"uri": ["a"], "split": ["train"], "sha256": ["x"], "phash": [1]}, schema=pa.schema(columns))
-    pq.write_table(old, tmp_path / fingerprints.FILE)
-    found = fingerprints.load(str(tmp_path))
-    assert found.schema.equals(fingerprints.SCHEMA)
+    pq.write_table(old, tmp_path / leakage.FILE)
+    found = leakage.load(str(tmp_path))
+    assert found.schema.equals(leakage.SCHEMA)
     assert found["num_bytes"].to_pylist() == [None]
 
 

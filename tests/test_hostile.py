@@ -76,7 +76,7 @@ sys.path.insert(0, "tests")
 import hostile
 from PIL import Image
 from deepfake_ray.errors import ImageError
-from deepfake_ray.images import Limits, decode
+from deepfake_ray.images.decode import Limits, decode
 files = dict(hostile.huge())
 decode(hostile.valid()["png"], Limits(max_bytes=10**7, max_pixels=10**8))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,6 +11,7 @@ from torch.fx.experimental.optimization import fuse
 from deepfake_ray.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preparation
 from deepfake_ray.models import bundle, networks
 from deepfake_ray.models.inference import Predictor, _MaxOfPairs
+from deepfake_ray.models.spec import Spec
 
 
 def network_with_statistics(arch, *, positive=False):
@@ -42,7 +43,7 @@ def network_with_statistics(arch, *, positive=False):
 )
 def test_logits_are_those_of_the_network(arch, positive, compiled, tmp_path):
     network = network_with_statistics(arch, positive=positive)
-    spec = bundle.Spec(arch=arch, preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
+    spec = Spec(arch=arch, preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
     bundle.save(str(tmp_path / "model"), spec, {key: value.numpy() for key, value in network.state_dict().items()})
     pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
@@ -65,7 +66,7 @@ def test_pooling_of_an_odd_size_leaves_out_the_last_row_and_column():
 
 def test_bf16_scores_are_those_of_autocast_to_the_bit(tmp_path):
     network = network_with_statistics("resnet18")
-    spec = bundle.Spec(arch="resnet18", preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
+    spec = Spec(arch="resnet18", preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
     bundle.save(str(tmp_path / "model"), spec, {key: value.numpy() for key, value in network.state_dict().items()})
     pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()

@@ -84,7 +84,8 @@ def finished(config):
 
 JOB = """
 import sys
-from deepfake_ray import cli, interrupts
+from deepfake_ray import interrupts
+from deepfake_ray.drivers import cli
 from deepfake_ray.config import ScoreConfig
 interrupts.SECONDS_TO_END = 3.0
 sys.exit(cli.main(ScoreConfig, sys.argv[1], sys.argv[2:]))
@@ -100,7 +101,7 @@ def job(tmp_path):
     model = tmp_path / "model"
 
     def command(name, *flags):
-        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom deepfake_ray import checks\n"
+        code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\nfrom deepfake_ray.drivers import checks\n"
         code += "checks.bundle.require_whole = lambda place: None\n" + JOB
         flags = ["--images", tmp_path / "images", "--model", model, "--output", tmp_path / "o", *flags]
         return [sys.executable, "-c", code, f"stand_ins:{name}", *map(str, flags)]

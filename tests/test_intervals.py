@@ -14,8 +14,8 @@ from deepfake_ray.evaluation import comparison, intervals, robustness, summary
 from deepfake_ray.evaluation.intervals import Clusters
 from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import threshold_at
+from deepfake_ray.models.spec import Spec
 
 
 def alone(number):
@@ -174,7 +174,7 @@ def test_the_sign_test_does_not_see_repetitions_within_groups(monkeypatch):
 
 # --- what must not change an interval, and what must
 
-MODEL = bundle.Spec(
+MODEL = Spec(
     arch="cnn", preparation=Preparation(image_size=32), temperature=1.0,
     thresholds={"default": threshold_at(0.5, 1.0), "fpr_5": threshold_at(0.7, 1.0)},
 )  # fmt: skip

@@ -107,7 +107,7 @@ def test_the_process_ends_with_its_parent(tmp_path):
     from pathlib import Path
 
     code = (
-        "from deepfake_ray.isolation import Isolated\n"
+        "from deepfake_ray.processes.isolation import Isolated\n"
         f"w = Isolated('workers:Fragile', {str(tmp_path)!r})\n"
         "print(w._process.pid, flush=True)\n"
         "w(['hang'])\n"

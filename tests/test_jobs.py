@@ -133,7 +133,7 @@ def test_scores_are_those_of_the_bundle_alone(trained, sample_folder, tmp_path):
 import json, numpy as np, torch
 from PIL import Image
 from safetensors.torch import load_file
-from deepfake_ray.models import BasicCnn
+from deepfake_ray.models.networks import BasicCnn
 spec = json.load(open({str(trained / "model" / "model.json")!r}))
 net = BasicCnn().eval(); net.load_state_dict(load_file({str(trained / "model" / "model.safetensors")!r}))
 out = []
@@ -414,7 +414,7 @@ def test_loaders_feed_the_actors_of_gpus(ray_2_cpus, untrained, sample_folder, t
     from deepfake_ray.cluster.placement import ScoringPlacement
     from deepfake_ray.data import manifest
     from deepfake_ray.scoring.actors import reports_of, scoring_dataset
-    from deepfake_ray.scoring.worker import chunk_file
+    from deepfake_ray.scoring.spec import chunk_file
 
     images = tmp_path / "images"
     shutil.copytree(sample_folder / "Test", images)

@@ -10,8 +10,8 @@ from deepfake_ray.evaluation import metrics, slices, summary
 from deepfake_ray.evaluation.intervals import Clusters, wilson
 from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import p_fake_of, threshold_at
+from deepfake_ray.models.spec import Spec
 
 
 def simulated(num_images=400, seed=0):
@@ -76,7 +76,7 @@ def predictions(labels, logits, **columns):
     return found
 
 
-MODEL = bundle.Spec(
+MODEL = Spec(
     arch="cnn", preparation=Preparation(image_size=32), temperature=1.0,
     thresholds={"default": threshold_at(0.5, 1.0), "balanced": threshold_at(0.4, 1.0)},
 )  # fmt: skip

@@ -16,6 +16,7 @@ from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle, networks
 from deepfake_ray.models.gradcam import GradCam
 from deepfake_ray.models.scores import threshold_at
+from deepfake_ray.models.spec import Spec
 from deepfake_ray.schema import FAKE, REAL
 
 LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
@@ -24,7 +25,7 @@ LIMITS = Limits(max_bytes=10**8, max_pixels=10**8)
 def saved(place, arch, size, network):
     arrays = {key: value.detach().numpy() for key, value in network.state_dict().items()}
     preparation = Preparation(image_size=size)
-    bundle.save(str(place), bundle.Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds={}), arrays)
+    bundle.save(str(place), Spec(arch=arch, preparation=preparation, temperature=1.0, thresholds={}), arrays)
     return str(place)
 
 

@@ -5,6 +5,7 @@ import torchvision
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle, initial_weights, networks
+from deepfake_ray.models.spec import Spec
 
 ARCHS = [
     "cnn", "resnet18", "resnet50", "efficientnet_b0", "vit_b_32", "convnext_tiny", "swin_t", "mobilenet_v3_small",
@@ -141,7 +142,7 @@ def test_unreachable_download_says_how_to_give_a_file(tmp_path, monkeypatch):
 
 def test_weights_from_a_bundle_and_not_from_one_of_another_arch(tmp_path):
     network = networks.build("cnn")
-    spec = bundle.Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={})
+    spec = Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=1.0, thresholds={})
     bundle.save(str(tmp_path / "model"), spec, {k: v.numpy() for k, v in network.state_dict().items()})
     loaded = initial_weights.initial_state("cnn", str(tmp_path / "model"), seed=5)
     assert all(torch.equal(loaded[k], v) for k, v in network.state_dict().items())

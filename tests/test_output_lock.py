@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.storage import files, output_lock
+from deepfake_ray.storage import files, output_lock, outputs
 from deepfake_ray.storage.output_lock import Holder, held
 
 
@@ -30,20 +30,20 @@ def output(tmp_path):
 
 
 def lock_of(output):
-    return json.loads(files.read_bytes(files.join(output, files.LOCK)))
+    return json.loads(files.read_bytes(files.join(output, outputs.LOCK)))
 
 
 def elsewhere(output, **options):
     """A lock as one on another machine has written it."""
     content = {**json.loads(Holder.this_process().content(0)), "host": "other", "machine": "another boot", **options}
-    files.write_json(files.join(output, files.LOCK), content)
+    files.write_json(files.join(output, outputs.LOCK), content)
 
 
 def test_it_says_who_and_nothing_of_it_stays(output):
     with held(output) as lock:
         found = lock_of(output)
         assert (found["pid"], found["host"]) == (os.getpid(), os.uname().nodename)
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
         lock.require()
         files.write_bytes(files.join(output, "x"), b"")
     assert os.listdir(output) == ["x"]
@@ -84,7 +84,7 @@ def test_of_many_at_once_one_has_it(output):
                 refused.append(error)
 
         if left is not None:
-            files.write_bytes(files.join(output, files.LOCK), left)
+            files.write_bytes(files.join(output, outputs.LOCK), left)
         threads = [threading.Thread(target=one, daemon=True) for _ in range(8)]
         for thread in threads:
             thread.start()
@@ -96,7 +96,7 @@ def test_of_many_at_once_one_has_it(output):
 def child(output):
     """A process that has the lock."""
     code = (
-        "import sys, time; from deepfake_ray.output_lock import held\n"
+        "import sys, time; from deepfake_ray.storage.output_lock import held\n"
         "with held(sys.argv[1]): print(flush=True); time.sleep(99)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, output], stdout=subprocess.PIPE, cwd=ROOT)
@@ -126,7 +126,7 @@ def test_the_lock_of_a_killed_run_is_taken_over_at_once(output, capsys, monkeypa
 
 def test_another_process_with_its_number_does_not_count(output):
     files.write_bytes(
-        files.join(output, files.LOCK), Holder.this_process().content(0).replace(b'started": "', b'started": "9')
+        files.join(output, outputs.LOCK), Holder.this_process().content(0).replace(b'started": "', b'started": "9')
     )
     with held(output):
         pass
@@ -153,7 +153,7 @@ def test_a_run_elsewhere_that_lives_is_left_alone(output):
 
 
 def test_a_lock_that_says_nothing_is_waited_for(output):
-    files.write_bytes(files.join(output, files.LOCK), b"")
+    files.write_bytes(files.join(output, outputs.LOCK), b"")
     with held(output):
         assert lock_of(output)["pid"] == os.getpid()
 
@@ -165,9 +165,9 @@ def test_who_was_held_up_for_too_long_notices(output):
         with pytest.raises(JobError, match=r"is no longer this run's: process \d+ on other"):
             lock.require()
     assert lock_of(output)["host"] == "other"
-    os.remove(files.join(output, files.LOCK))
+    os.remove(files.join(output, outputs.LOCK))
     with held(output) as lock:
-        os.remove(files.join(output, files.LOCK))
+        os.remove(files.join(output, outputs.LOCK))
         with pytest.raises(JobError, match="nobody has its _LOCK"):
             lock.require()
 

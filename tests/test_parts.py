@@ -15,7 +15,7 @@ from deepfake_ray.data.manifest import Chunk
 from deepfake_ray.errors import JobError
 from deepfake_ray.scoring import chunk_files
 from deepfake_ray.scoring.chunk_files import Layout
-from deepfake_ray.scoring.worker import chunk_file
+from deepfake_ray.scoring.spec import chunk_file
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

@@ -11,6 +11,7 @@ from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle, hardware, networks
 from deepfake_ray.models.inference import Predictor
 from deepfake_ray.models.int8 import require_vnni
+from deepfake_ray.models.spec import Spec
 
 
 @pytest.fixture
@@ -99,9 +100,7 @@ def test_distinct_images_get_distinct_logits_in_bf16(arch, tmp_path):
     network = networks.build(arch)
     for head in heads(network, arch):
         nn.init.normal_(head.weight, std=0.1)
-    spec = bundle.Spec(
-        arch=arch, preparation=Preparation(image_size=32), temperature=1.0, thresholds={}, precision="bf16"
-    )
+    spec = Spec(arch=arch, preparation=Preparation(image_size=32), temperature=1.0, thresholds={}, precision="bf16")
     bundle.save(str(tmp_path), spec, {key: value.numpy() for key, value in network.state_dict().items()})
     random = np.random.default_rng(0)
     colours = random.integers(30, 226, (200, 1, 1, 3))

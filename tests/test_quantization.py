@@ -11,6 +11,7 @@ from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle
 from deepfake_ray.models.inference import Predictor, evaluated
 from deepfake_ray.models.int8 import calibrate, quantized
+from deepfake_ray.models.spec import Spec
 
 pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="needs a CPU with VNNI")
 
@@ -30,7 +31,7 @@ def saved(request, tmp_path):
         if isinstance(module, torch.nn.BatchNorm2d):  # as training leaves them, else little is left of eight bits
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.normal_(module.bias, std=0.1)
-    spec = bundle.Spec(arch=request.param, preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
+    spec = Spec(arch=request.param, preparation=Preparation(image_size=48), temperature=1.0, thresholds={})
     arrays = {key: value.numpy() for key, value in network.state_dict().items()}
     place = str(tmp_path / "model")
     return place, bundle.save(place, spec, arrays), arrays

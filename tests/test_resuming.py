@@ -20,7 +20,7 @@ from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images import loading
 from deepfake_ray.models import bundle
 from deepfake_ray.scoring import tally
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_only_the_same_is_finished_already(config, tmp_path, capsys):
 
 
 def test_a_finished_output_of_another_job_is_refused(config):
-    files.mark_finished(config.output)
+    outputs.mark_finished(config.output)
     with pytest.raises(UserError, match=r"has no run\.json, so it is of another job"):
         score(replace(config, resume=True))
 
@@ -239,7 +239,7 @@ def test_an_output_that_others_changed_is_a_failure(config):
 def finished(output, **contents):
     for name, content in contents.items():
         files.write_json(f"{output}/{name}.json", content)
-    files.mark_finished(str(output))
+    outputs.mark_finished(str(output))
 
 
 def evaluation(untrained, tmp_path, **options):
@@ -345,7 +345,7 @@ def test_a_finished_quantisation_of_something_else_is_refused(untrained, tmp_pat
     for provenance in (made_of, made_of | resuming.asked(config)):
         shutil.rmtree(config.output, ignore_errors=True)
         other_model(untrained, tmp_path / "o" / "model", provenance=provenance)
-        files.mark_finished(config.output)
+        outputs.mark_finished(config.output)
         assert quantize(replace(config, resume=True)).provenance == provenance
         with pytest.raises(UserError, match="was made of model"):
             quantize(replace(config, resume=True, model=other))

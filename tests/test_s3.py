@@ -19,8 +19,9 @@ from deepfake_ray.data import manifest
 from deepfake_ray.data.listing import files_in
 from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images.fetch import fetch
-from deepfake_ray.storage import files, stores
+from deepfake_ray.storage import files, outputs, stores
 from deepfake_ray.storage.s3 import _client, client
+from deepfake_ray.storage.stores import object_store
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +194,7 @@ def test_the_whole_job_from_s3_to_s3(s3, sample_folder, ray_2_cpus):
     assert set(rows["status"].to_pylist()) == {"ok"}
     assert files.read_json(f"{place}/evaluation/metrics.json")["num_scored"] == 80
     for output in ("run", "scores", "evaluation"):
-        assert files.is_finished(f"{place}/{output}")
+        assert outputs.is_finished(f"{place}/{output}")
 
 
 def start_scoring(*flags):
@@ -227,7 +228,7 @@ def test_a_run_outlives_its_server_and_its_driver(s3, server, trained):
     wait_for_chunks(s3, "bucket/live-out", 8, job)
     job.kill()
     job.wait()
-    assert not files.is_finished("s3://bucket/live-out")
+    assert not outputs.is_finished("s3://bucket/live-out")
     s3.delete_file("bucket/live/0599.jpg")  # between listing and fetching: of the last chunk
     job = start_scoring(*flags, "--resume")
     _, said = job.communicate(timeout=240)
@@ -278,9 +279,9 @@ def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
 
         monkeypatch.setattr(obstore, "put", without_conditions)
     output = f"s3://bucket/locked-{is_conditional}"
-    place = files.join(output, files.LOCK)
+    place = files.join(output, outputs.LOCK)
     with held(output) as lock:
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
         time.sleep(0.5)
         lock.require()
         with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), held(output):
@@ -307,7 +308,7 @@ def test_an_output_that_may_not_be_written_is_said(s3, monkeypatch):
     with monkeypatch.context() as patch:
         for name, value in LIMITED_KEYS.items():
             patch.setenv(name, value)
-        files.object_store.cache_clear()
+        object_store.cache_clear()
         with pytest.raises(UserError, match="output must be writable: s3://secret/o"), held("s3://secret/o"):
             pass
-    files.object_store.cache_clear()
+    object_store.cache_clear()

@@ -19,13 +19,13 @@ pytestmark = pytest.mark.ray
 # The sample's images have 3 KB, its steps 64 images. Ray Data cuts a block that is over 1.5 times its target: here
 # each task's block of 13 images, into several, and a step takes five tasks. Streams end in the middle of a step.
 TINY = {
-    "execution": {"MAX_BLOCK_BYTES": 8192, "LEAST_BYTES_AHEAD": 1 << 19, "SECONDS_BETWEEN_STEPS": [0.005, 0.02]},
-    "batches": {"IMAGES_PER_TASK": 13, "TASKS_PER_STREAM": 30},
-    "manifest": {"ROWS_PER_GROUP": 7, "ROWS_PER_FILE": 21},
-    "parts": {"ROWS_PER_PART": 7, "ROWS_PER_GROUP": 3},
-    "listing": {"ROWS_PER_PAGE": 5},
-    "fetch": {"REMOTE_REQUESTS": 2},
-    "pipeline": {"IMAGES_PER_LOOK": 37},
+    "cluster.ray_data": {"MAX_BLOCK_BYTES": 8192, "LEAST_BYTES_AHEAD": 1 << 19, "SECONDS_BETWEEN_STEPS": [0.005, 0.02]},
+    "training.batches": {"IMAGES_PER_TASK": 13, "TASKS_PER_STREAM": 30},
+    "data.manifest": {"ROWS_PER_GROUP": 7, "ROWS_PER_FILE": 21},
+    "scoring.chunk_files": {"ROWS_PER_PART": 7, "ROWS_PER_GROUP": 3},
+    "data.listing": {"ROWS_PER_PAGE": 5},
+    "images.fetch": {"REMOTE_REQUESTS": 2},
+    "drivers.file_facts": {"IMAGES_PER_LOOK": 37},
 }
 
 # Python's own start-up hook, in each process of the run: sets the constants of a module as soon as it is there, before
@@ -61,9 +61,9 @@ RUN = """
 import sys
 import ray
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, TrainConfig
-from deepfake_ray.evaluation import evaluate
-from deepfake_ray.scoring import score
-from deepfake_ray.training import train
+from deepfake_ray.drivers.evaluate import evaluate
+from deepfake_ray.drivers.score import score
+from deepfake_ray.drivers.train import train
 
 data, output = sys.argv[1:]
 ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
@@ -113,8 +113,8 @@ def test_tiny_scales_reached_every_kind_of_process(tiny):
     loaded = [line.split() for line in (tiny / "log").read_text().splitlines()]
     processes = {name: {pid for module, pid in loaded if module == f"deepfake_ray.{name}"} for name in TINY}
     assert all(processes.values())
-    assert len(processes["batches"]) >= 3  # the driver, a training worker, and what reads for it
-    assert len(processes["manifest"]) >= 3  # scorers, too
+    assert len(processes["training.batches"]) >= 3  # the driver, a training worker, and what reads for it
+    assert len(processes["data.manifest"]) >= 3  # scorers, too
     assert len(list((tiny / "run" / "manifest").glob("part-*.parquet"))) == -(-560 // 21)
     assert len(list((tiny / "scores" / "predictions").glob("*.parquet"))) > 1
 

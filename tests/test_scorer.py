@@ -12,8 +12,10 @@ from chunks import jpeg, listed, rows_of, scorer_spec
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import ImageError, JobError
 from deepfake_ray.models import bundle
+from deepfake_ray.models.spec import Spec
 from deepfake_ray.processes.isolation import Isolated, Items
-from deepfake_ray.scoring.worker import ChunkScorer, chunk_file
+from deepfake_ray.scoring.spec import chunk_file
+from deepfake_ray.scoring.worker import ChunkScorer
 
 
 def test_the_same_bytes_get_the_same_score_wherever_they_lie(untrained, tmp_path):
@@ -112,7 +114,7 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     torch.manual_seed(1)
     arrays = {key: value.numpy() for key, value in networks.build("cnn").state_dict().items()}
     preparation = Preparation(image_size=32, resize=CROP)
-    spec = bundle.Spec(arch="cnn", preparation=preparation, temperature=2.0, thresholds={})
+    spec = Spec(arch="cnn", preparation=preparation, temperature=2.0, thresholds={})
     place = str(tmp_path / "model")
     bundle.save(place, spec, arrays)
     assert bundle.load_spec(place).preparation == preparation

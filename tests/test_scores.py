@@ -21,7 +21,6 @@ from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import calibration, metrics, summary
 from deepfake_ray.images.loading import Loaded
 from deepfake_ray.images.preprocessing import Preparation
-from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import (
     HIGHEST,
     LOWEST,
@@ -34,7 +33,8 @@ from deepfake_ray.models.scores import (
     threshold_at,
     threshold_of_rows,
 )
-from deepfake_ray.scoring import worker
+from deepfake_ray.models.spec import Spec
+from deepfake_ray.scoring.rows import predictions
 
 
 @st.composite
@@ -66,9 +66,7 @@ def validations(draw):
 
 
 def model(thresholds, temperature):
-    return bundle.Spec(
-        arch="cnn", preparation=Preparation(image_size=32), temperature=temperature, thresholds=thresholds
-    )
+    return Spec(arch="cnn", preparation=Preparation(image_size=32), temperature=temperature, thresholds=thresholds)
 
 
 def written(labels, logits, spec, threshold):
@@ -76,7 +74,7 @@ def written(labels, logits, spec, threshold):
     names = [schema.CLASSES[label] for label in labels]
     rows = tables.manifest_rows({"uri": [f"/{i}" for i in range(len(labels))], "label": names}, len(labels))
     run = SimpleNamespace(threshold=threshold, run_id="r", degradations=(), precision="fp32")
-    return worker.predictions(rows, [Loaded() for _ in labels], logits[:, None], spec, run)
+    return predictions(rows, [Loaded() for _ in labels], logits[:, None], spec, run)
 
 
 @given(validations())

@@ -33,8 +33,8 @@ ALONE = """
 import os, sys
 sys.path.insert(0, {tests!r})
 from deepfake_ray.config import ScoreConfig
-from deepfake_ray.scoring import score
-from deepfake_ray.session import ray_session
+from deepfake_ray.drivers.score import score
+from deepfake_ray.cluster.session import ray_session
 from processes import command_lines
 with ray_session():
     score(ScoreConfig(images=[{images!r}], model={model!r}, output={output!r}))

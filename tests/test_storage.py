@@ -10,7 +10,7 @@ import pytest
 
 from deepfake_ray import schema
 from deepfake_ray.errors import UserError
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -42,9 +42,9 @@ def test_what_a_killed_writer_leaves_is_not_read(tmp_path):
     pq.write_table(pa.table(columns, schema=nullable), folder / "part-00000.parquet")
     code = (
         "import os, shutil, signal, sys\n"
-        "from deepfake_ray import storage\n"
+        "from deepfake_ray.storage import files\n"
         "folder = sys.argv[1]\n"
-        "with storage.new_file(f'{folder}/part-00001.parquet') as path:\n"
+        "with files.new_file(f'{folder}/part-00001.parquet') as path:\n"
         "    data = open(f'{folder}/part-00000.parquet', 'rb').read()\n"
         "    open(path, 'wb').write(data[: len(data) // 2])\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -82,10 +82,10 @@ def test_what_cannot_be_a_place_says_what_to_write():
 
 
 def test_a_used_output_is_refused(tmp_path):
-    files.require_new_output(str(tmp_path), resumable=True)
-    files.require_new_output(str(tmp_path / "new"), resumable=True)
+    outputs.require_new_output(str(tmp_path), resumable=True)
+    outputs.require_new_output(str(tmp_path / "new"), resumable=True)
     (tmp_path / "x").write_text("")
     with pytest.raises(UserError, match=r"output must be empty: .* holds x; .*--resume"):
-        files.require_new_output(str(tmp_path), resumable=True)
+        outputs.require_new_output(str(tmp_path), resumable=True)
     with pytest.raises(UserError, match="is a file"):
-        files.require_new_output(str(tmp_path / "x"), resumable=True)
+        outputs.require_new_output(str(tmp_path / "x"), resumable=True)

@@ -18,6 +18,7 @@ from deepfake_ray.cluster.placement import DATA_LABEL, Node
 from deepfake_ray.console import say
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.storage import files
+from deepfake_ray.storage.errors import first_line
 
 QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}
 """Ray Data logs the loss of a node as an error, with its traceback; what ends a run is raised as well."""
@@ -126,9 +127,9 @@ def _init(address: str | None, *, first: bool) -> None:
     except Exception as error:  # the time-out of a node's start is an Exception and nothing more
         if address and isinstance(error, (ConnectionError, ValueError, RuntimeError)):
             asks = "AuthToken" in str(error.__cause__)
-            raise _refused("it asks for a token" if asks else files.first_line(error)) from error
+            raise _refused("it asks for a token" if asks else first_line(error)) from error
         ray.shutdown()
-        reason = files.first_line(error)
+        reason = first_line(error)
         if not first:
             raise JobError(
                 f"Ray did not start, twice: {reason}; see /tmp/ray/session_latest/logs, whether the machine is busy, "
@@ -230,8 +231,8 @@ def cause_of(error: BaseException) -> str:
     if isinstance(error, ray.exceptions.ActorDiedError) and error.actor_init_failed:
         # Of what an actor raised while it was made, Ray keeps the traceback's text alone.
         after_last_frame = str(error).rpartition('\n  File "')[2].splitlines()[1:]
-        return next((line for line in after_last_frame if line[:1].strip()), files.first_line(error))
-    return f"{type(error).__name__}: {files.first_line(error)}"
+        return next((line for line in after_last_frame if line[:1].strip()), first_line(error))
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) -> None:

@@ -13,8 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deepfake_ray import schema
-from deepfake_ray.data import manifest
-from deepfake_ray.images import fingerprints
+from deepfake_ray.data import leakage, manifest
 
 SHORTCUT_AUC = 0.6
 """Warn when the files alone tell the classes apart better than this."""
@@ -163,12 +162,12 @@ def of_evaluation(scored: pa.Table, trained: pa.Table | None, facts: pa.Table | 
 
     Args:
         scored: rows of predictions with status ok, all with a true label.
-        trained: what the model was trained on, `fingerprints.SCHEMA`; None: it is not known.
+        trained: what the model was trained on, `leakage.SCHEMA`; None: it is not known.
         facts: `schema.FACTS` of the scored rows; None where `trained` is.
         seed: of a draw among many images.
 
     Returns:
-        `zero_pixel_auc`, `duplicates` (see there), `leaks` (`fingerprints.leaks`; None: not known) and `warnings`, a
+        `zero_pixel_auc`, `duplicates` (see there), `leaks` (`leakage.leaks`; None: not known) and `warnings`, a
         sentence each.
     """
     table = pa.table({"uri": scored["uri"], "label": scored["true_label"], "split": scored["split"]})
@@ -185,7 +184,7 @@ def of_evaluation(scored: pa.Table, trained: pa.Table | None, facts: pa.Table | 
         warnings.append(f"{repeated['num_across_classes']:,} images are in both classes, with the same bytes.")
     if trained is not None and facts is not None:
         tested = pa.table({"uri": scored["uri"], "sha256": scored["sha256"], "phash": facts["phash"]})
-        leaks = fingerprints.leaks(tested, trained, EXAMPLES)
+        leaks = leakage.leaks(tested, trained, EXAMPLES)
         number = leaks["num_exact"] + leaks["num_near"]
         if number:
             warnings.append(

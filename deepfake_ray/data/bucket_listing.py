@@ -13,8 +13,9 @@ import pyarrow as pa
 from deepfake_ray.console import say
 from deepfake_ray.data.image_files import FILES, is_left_out, is_output, page
 from deepfake_ray.errors import ErrorCode
-from deepfake_ray.storage import files, s3
+from deepfake_ray.storage import files, outputs, s3
 from deepfake_ray.storage.errors import code_of, said
+from deepfake_ray.storage.stores import object_store
 
 PREFIXES_AT_ONCE = 8
 
@@ -95,7 +96,7 @@ class _Wanted:
 
     def new_output(self, key: str) -> str | None:
         """The prefix of an output below the start, at its first key: these marks sort before its other names."""
-        folder = key.removesuffix(files.SUCCESS).removesuffix(files.LOCK)
+        folder = key.removesuffix(outputs.SUCCESS).removesuffix(outputs.LOCK)
         if folder == key or not folder.endswith("/") or folder == self._start or self.passes_over(folder):
             return None
         if not is_output(*_names_in(self._bucket, folder)):
@@ -118,7 +119,7 @@ def _names_in(bucket: str, folder: str) -> tuple[list[str], list[str]]:
     else:
         import obstore
 
-        listed = obstore.list_with_delimiter(files.object_store(bucket), folder)
+        listed = obstore.list_with_delimiter(object_store(bucket), folder)
         names, folders = [entry["path"] for entry in listed["objects"]], list(listed["common_prefixes"])
     return [key.rsplit("/", 1)[-1] for key in names], [key.rstrip("/").rsplit("/", 1)[-1] for key in folders]
 
@@ -183,7 +184,7 @@ def _list_store(bucket: str, prefix: str) -> Iterator[pa.Table]:
 
     start = f"{prefix}/" if prefix else ""
     wanted = _Wanted(bucket, start)
-    for answer in obstore.list(files.object_store(bucket), prefix or None, chunk_size=1000):
+    for answer in obstore.list(object_store(bucket), prefix or None, chunk_size=1000):
         rows: list[tuple[Any, ...]] = []
         for found in answer:
             key = found["path"]

@@ -29,7 +29,7 @@ def held_out(
 
     Args:
         images: labelled, their splits made by hash.
-        trained: what the model was trained and tuned on, `fingerprints.SCHEMA`; None: it is not known.
+        trained: what the model was trained and tuned on, `leakage.SCHEMA`; None: it is not known.
         provenance: of the bundle: where it was trained, and how.
         hashes: is asked of images whose URIs and sizes do not tell.
 

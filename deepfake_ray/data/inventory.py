@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from deepfake_ray.data.image_files import FILES, ROWS_PER_PAGE, is_left_out
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage import files
+from deepfake_ray.storage.errors import first_line
 
 INVENTORY = "manifest.json"
 
@@ -53,7 +54,7 @@ def inventory_pages(place: str) -> Iterator[pa.Table]:
             for table in readers[kind](part):
                 yield _inventory_files(table, bucket)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"The inventory's {part} must be readable: {files.first_line(error)}.") from error
+            raise UserError(f"The inventory's {part} must be readable: {first_line(error)}.") from error
 
 
 def _part_of_inventory(place: str, key: str) -> str:

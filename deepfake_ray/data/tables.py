@@ -18,6 +18,7 @@ from deepfake_ray.data.image_files import ROWS_PER_PAGE
 from deepfake_ray.data.inventory import is_inventory
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage import files
+from deepfake_ray.storage.errors import first_line
 from deepfake_ray.storage.uris import normalised, refuse_unread
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".txt")
@@ -63,9 +64,7 @@ def table_pages(place: str, *, shared_storage: bool = False) -> Iterator[pa.Tabl
             columns, numbers = _columns(table, place, shared_storage=shared_storage)
             yield manifest_rows(columns, len(table))
         except pa.ArrowException as error:
-            raise UserError(
-                f"The columns of {place} must be a manifest's: {files.first_line(error)}; mend it."
-            ) from error
+            raise UserError(f"The columns of {place} must be a manifest's: {first_line(error)}; mend it.") from error
         digits |= numbers
     if digits:
         say(f"labels in {place}: {', '.join(sorted(digits))}")
@@ -117,7 +116,7 @@ def _pages(place: str) -> Iterator[pa.Table]:
             else:
                 yield from text_tables.separated(stream, beginning, place)
     except (pa.ArrowException, UnicodeError) as error:
-        message = files.first_line(error)
+        message = first_line(error)
         raise UserError(f"{place} must be a Parquet, CSV or text table: {message}; check the file.") from error
 
 

@@ -14,7 +14,8 @@ from deepfake_ray.data.listing import Pick
 from deepfake_ray.errors import UserError
 from deepfake_ray.evaluation import label_join
 from deepfake_ray.models import bundle
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
+from deepfake_ray.storage.errors import first_line
 
 SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 UNPACKED = "working_dir_files"
@@ -30,7 +31,7 @@ def check(config: Any) -> None:
         UserError: an input is not there or not what it must be, or the output cannot be written.
     """
     _check_output(config)
-    if isinstance(config, QuickstartConfig) or (config.resume and files.is_finished(config.output)):
+    if isinstance(config, QuickstartConfig) or (config.resume and outputs.is_finished(config.output)):
         return
     _require_names(config)
     inputs = _inputs(config)
@@ -136,7 +137,7 @@ def _check_output(config: Any) -> None:
     if config.resume:
         files.list_names(output)  # refuses a file
     else:
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
     if files.is_local(output):
         _check_writable(output)
     else:
@@ -160,7 +161,7 @@ def _check_remote(output: str) -> None:
         files.write_bytes(mark, b"")
         files.delete(mark)
     except OSError as error:
-        raise UserError(f"output must be writable: {files.first_line(error)}; check path and credentials.") from error
+        raise UserError(f"output must be writable: {first_line(error)}; check path and credentials.") from error
 
 
 # --- submitted jobs

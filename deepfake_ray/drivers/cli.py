@@ -88,14 +88,14 @@ def _run(config: Any, job: str, end: "_End", interrupts: Interrupts) -> int:
 
 def how_to_go_on(output: str, *, resuming: bool) -> str:
     """What an interrupted job leaves behind, and how it is gone on with."""
-    from deepfake_ray.storage import files
+    from deepfake_ray.storage import files, outputs
 
     output = files.absolute(output)
     same = "the same command" if resuming else "the same command with --resume"
     if files.is_local(output):  # another storage may be what the job is waiting for
-        if not set(files.list_names(output)) - {files.LOCK}:
+        if not set(files.list_names(output)) - {outputs.LOCK}:
             return "nothing was written; the same command begins anew"
-        if files.is_finished(output):
+        if outputs.is_finished(output):
             return f"{output} is finished all the same"
     return f"what is written stays in {output}; {same} goes on from there"
 

@@ -15,22 +15,23 @@ from deepfake_ray import schema
 from deepfake_ray.cluster.session import cause_of, start_ray
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
-from deepfake_ray.data import audit, manifest, tables
+from deepfake_ray.data import audit, leakage, manifest, tables
 from deepfake_ray.data.held_out import held_out
 from deepfake_ray.data.labels import draw, labelled, of_split
 from deepfake_ray.data.predictions import read_predictions
+from deepfake_ray.drivers.file_facts import image_facts
 from deepfake_ray.drivers.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
 from deepfake_ray.drivers.score import score_manifest
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation import comparison, error_gallery, figures, label_join, metrics, report, robustness, summary
 from deepfake_ray.evaluation.wording import result_text
-from deepfake_ray.images import fingerprints
 from deepfake_ray.images.corruptions import DEGRADATIONS
 from deepfake_ray.images.decode import Limits
-from deepfake_ray.models import bundle
+from deepfake_ray.models import bundle, card
 from deepfake_ray.models.scores import Threshold, require_same_precision, threshold_of_rows
-from deepfake_ray.scoring.actors import image_facts
-from deepfake_ray.storage import files
+from deepfake_ray.models.spec import Spec
+from deepfake_ray.storage import files, outputs
+from deepfake_ray.storage.errors import first_line
 from deepfake_ray.storage.output_lock import OutputLock, held
 
 METRICS = "metrics.json"
@@ -89,9 +90,9 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
     _write(result, scored, model, threshold, errors, run, output)
     try:
         if not bundle.add_evaluation(config.model, result):
-            say(f"the bundle's {bundle.CARD} was written by others and stays; see its {bundle.EVALUATIONS}/")
+            say(f"the bundle's {card.CARD} was written by others and stays; see its {bundle.EVALUATIONS}/")
     except (OSError, UserError) as error:
-        say(f"the bundle's {bundle.CARD} could not be brought up to date: {files.first_line(error)}")
+        say(f"the bundle's {card.CARD} could not be brought up to date: {first_line(error)}")
     lock.mark_finished()
     _say_result(result, output)
     return result
@@ -103,7 +104,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
 def _labelled_pages(config: EvaluateConfig) -> list[manifest.Page]:
     images = labelled(replace(config, limit=None))
     if images.splits_made and config.split is None:
-        trained = fingerprints.load(config.model)
+        trained = leakage.load(config.model)
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
         provenance = bundle.load_spec(config.model).provenance
         images, line = held_out(images, trained, provenance, lambda uris: image_facts(uris, limits)["sha256"])
@@ -138,7 +139,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
         where = f"degraded images are scored as the predictions were: {place}"
         require_same_precision(where, run.get("precision"), config.precision)
     if not config.resume:
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
     if config.data:
         labels = of_split(labelled(config), config.split or "all", config.data).table
     else:
@@ -147,7 +148,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
         if config.split not in (None, "all"):
             labels = labels.filter(pc.equal(labels["split"], config.split))
     if config.resume:
-        files.mark_unfinished(output)
+        outputs.mark_unfinished(output)
     counts = label_join.join(place, labels, output)
     if counts["num_errors"] == counts["num_images"]:
         raise JobError(f"none of the {counts['num_images']:,} labelled images could be scored: see {place}")
@@ -193,7 +194,7 @@ def _scored(rows: pa.Table, place: str) -> pa.Table:
 
 
 def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str, Any]:
-    trained = fingerprints.load(config.model)
+    trained = leakage.load(config.model)
     facts = None
     if trained is not None:
         facts = image_facts(scored["uri"], limits)
@@ -275,7 +276,7 @@ def _mistakes(scored: pa.Table, threshold: Threshold, model: str, limits: Limits
 def _write(
     result: dict[str, Any],
     scored: pa.Table,
-    model: bundle.Spec,
+    model: Spec,
     threshold: Threshold,
     errors: list[error_gallery.Mistake],
     run: Mapping[str, Any],

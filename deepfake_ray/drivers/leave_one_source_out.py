@@ -21,7 +21,7 @@ from deepfake_ray.drivers.resuming import CONFIG, asked, is_done, require_same_r
 from deepfake_ray.drivers.train import train
 from deepfake_ray.drivers.training_data import leak_free
 from deepfake_ray.errors import UserError
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.output_lock import OutputLock, held
 
 MATRIX = "leave_one_source_out.csv"
@@ -60,7 +60,7 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
 def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) -> list[dict[str, Any]]:
     settings_uri = files.join(output, CONFIG)
     if not config.resume:
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
     elif files.exists(settings_uri):
         require_same_request(config, files.read_json(settings_uri))
     images = leak_free(labelled(config), config, output).table

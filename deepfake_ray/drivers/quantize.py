@@ -13,23 +13,24 @@ from deepfake_ray import schema
 from deepfake_ray.cluster.session import check_places
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
+from deepfake_ray.data import leakage
 from deepfake_ray.data.labels import labelled, of_split
 from deepfake_ray.drivers import summaries
 from deepfake_ray.drivers.resuming import asked, require_quantised_of
 from deepfake_ray.drivers.tuning import save_tuned
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation.wording import number
-from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.loading import Loader
 from deepfake_ray.models import bundle
-from deepfake_ray.storage import files
+from deepfake_ray.models.spec import Scales, Spec
+from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.output_lock import OutputLock, held
 
 BATCH_SIZE = 16
 
 
-def quantize(config: QuantizeConfig) -> bundle.Spec:
+def quantize(config: QuantizeConfig) -> Spec:
     """Quantise as configured and write OUTPUT/model; returns its spec.
 
     The scales of the activations are those of some training images; temperature and thresholds are chosen anew, on the
@@ -41,7 +42,7 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
     """
     output = files.absolute(config.output)
     place = files.join(output, "model")
-    if config.resume and files.is_finished(output):
+    if config.resume and outputs.is_finished(output):
         finished = bundle.load_spec(place)
         require_quantised_of(config, output, finished)
         return finished
@@ -49,9 +50,9 @@ def quantize(config: QuantizeConfig) -> bundle.Spec:
         return _quantize(config, output, place, lock)
 
 
-def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock) -> bundle.Spec:
+def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock) -> Spec:
     if not config.resume:
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
@@ -76,9 +77,9 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
         use_gpu=False,
         prior=spec.prior,
     )
-    trained = fingerprints.load(config.model)
+    trained = leakage.load(config.model)
     if trained is not None:
-        fingerprints.save(place, trained)
+        leakage.save(place, trained)
     lock.mark_finished()
     before, after = spec.provenance.get("validation", {}), quantised.provenance["validation"]
     for name in ("roc_auc", "balanced_accuracy"):
@@ -92,13 +93,13 @@ def quantize_to_summary(config: QuantizeConfig) -> dict[str, Any]:
     return summaries.of_bundle(quantize(config), files.absolute(config.output))
 
 
-def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:
+def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> Scales:
     drawn = np.random.default_rng(config.seed).permutation(len(train))[: config.calibration_images]
     uris = train.take(pa.array(np.sort(drawn))).to_pylist()
     limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     say(f"calibration on {len(uris):,} training images")
     calibrated = ray.remote(num_cpus=1)(_calibrated)
-    scales: bundle.Scales | str = ray.get(calibrated.remote(files.absolute(config.model), uris, limits))
+    scales: Scales | str = ray.get(calibrated.remote(files.absolute(config.model), uris, limits))
     if isinstance(scales, str):
         raise UserError(f"model must be one that can be quantised: {config.model}: {scales}; take another arch.")
     if not scales:
@@ -106,7 +107,7 @@ def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> bundle.Scales:
     return scales
 
 
-def _calibrated(model: str, uris: list[str], limits: Limits) -> bundle.Scales | str:
+def _calibrated(model: str, uris: list[str], limits: Limits) -> Scales | str:
     """Runs on a worker; a string says why the model cannot be quantised."""
     import torch
 

@@ -13,7 +13,7 @@ from deepfake_ray.drivers.evaluate import evaluate
 from deepfake_ray.drivers.score import score
 from deepfake_ray.drivers.train import train
 from deepfake_ray.images import sample
-from deepfake_ray.storage import files
+from deepfake_ray.storage import outputs
 
 EPOCHS = 6
 
@@ -52,7 +52,7 @@ def _advise(job: str, config: Any, *flags: str) -> None:
     """Tell how a step is gone on with, should it be interrupted."""
 
     def advice() -> str:
-        if files.is_finished(config.output):
+        if outputs.is_finished(config.output):
             return f"{Path(config.output).parent} holds what was done, {Path(config.output).name}/ included"
         words = ["python", f"jobs/{job}.py"]
         for flag in flags:

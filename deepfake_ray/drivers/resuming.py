@@ -7,8 +7,9 @@ from deepfake_ray.config import FREE_TO_CHANGE, EvaluateConfig, JobConfig, Quant
 from deepfake_ray.console import say
 from deepfake_ray.errors import OF_THE_STORAGE, UserError
 from deepfake_ray.models import bundle
+from deepfake_ray.models.spec import Spec
 from deepfake_ray.scoring.error_limit import by_code
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.output_lock import held
 
 RUN, CONFIG, DEGRADED = "run.json", "config.json", "degraded"
@@ -26,7 +27,7 @@ def scores_are_done(config: ScoreConfig | EvaluateConfig, output: str) -> bool:
     Raises:
         UserError: it is of something else than what is asked.
     """
-    if not (config.resume and files.is_finished(output)):
+    if not (config.resume and outputs.is_finished(output)):
         return False
     if not files.exists(files.join(output, RUN)):
         raise UserError(
@@ -124,7 +125,7 @@ def is_done(config: JobConfig, output: str, what: str) -> bool:
     Raises:
         UserError: it is of something else than what is asked.
     """
-    if not (config.resume and files.is_finished(output)):
+    if not (config.resume and outputs.is_finished(output)):
         return False
     settings, of_first = files.join(output, CONFIG), files.join(output, "all", CONFIG)
     if files.exists(settings):
@@ -165,7 +166,7 @@ def asked(config: JobConfig) -> dict[str, Any]:
     return {ASKED: {name: value for name, value in config.to_json().items() if name != "mlflow_uri"}}  # a password?
 
 
-def require_quantised_of(config: QuantizeConfig, output: str, quantised: bundle.Spec) -> None:
+def require_quantised_of(config: QuantizeConfig, output: str, quantised: Spec) -> None:
     """Make sure that a finished output is the bundle that is asked for; says so.
 
     Raises:
@@ -186,6 +187,6 @@ def require_quantised_of(config: QuantizeConfig, output: str, quantised: bundle.
 
 def _say_finished(output: str, what: str, advice: str = "") -> None:
     say(f"{output} is finished already: {what}; nothing to do{advice}")
-    if files.exists(files.join(output, files.LOCK)):
+    if files.exists(files.join(output, outputs.LOCK)):
         with held(output):  # of a run that was killed at its very end: it goes with this one
             pass

@@ -28,13 +28,14 @@ from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, Preparation
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, in_digits, require_same_precision
+from deepfake_ray.models.spec import Spec
 from deepfake_ray.scoring import reuse
 from deepfake_ray.scoring.actors import reports_of, scoring_dataset
 from deepfake_ray.scoring.chunk_files import CHUNKS, Layout
 from deepfake_ray.scoring.error_limit import ErrorWatch, by_code
+from deepfake_ray.scoring.spec import Report, ScorerSpec
 from deepfake_ray.scoring.tally import Tally
-from deepfake_ray.scoring.worker import Report, ScorerSpec
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.output_lock import OutputLock, held
 
 MANIFEST = "manifest"
@@ -113,7 +114,7 @@ def score_manifest(
         run = files.read_json(run_uri)
         require_same_scores(config, run)
     elif not config.resume:
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
 
     def plan(nodes: Sequence[Node]) -> ScoringPlacement:
         return plan_scoring(nodes, config.num_workers, "no" if model.scales else config.use_gpu)
@@ -124,7 +125,7 @@ def score_manifest(
     if resuming:
         require_same_precision("--resume goes on with the same run", run.get("precision"), computes_in)
     if config.resume:
-        files.mark_unfinished(output)  # nothing refuses it any more
+        outputs.mark_unfinished(output)  # nothing refuses it any more
     if not resuming:
         run = _begin(config, model, computes_in, placement, pages, lock, max(1, len(degradations)))
     manifest_uri = files.join(output, MANIFEST)
@@ -196,7 +197,7 @@ def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) ->
 
 def _begin(
     config: ScoreConfig | EvaluateConfig,
-    model: bundle.Spec,
+    model: Spec,
     computes_in: str,
     placement: ScoringPlacement,
     pages: Callable[[], Iterable[manifest.Page]],
@@ -231,7 +232,7 @@ def _begin(
     return run
 
 
-def _build_known(config: ScoreConfig | EvaluateConfig, model: bundle.Spec, computes_in: str) -> None:
+def _build_known(config: ScoreConfig | EvaluateConfig, model: Spec, computes_in: str) -> None:
     earlier = config.skip_known or ""
     number = reuse.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
     say(f"{number:,} images of {earlier} have a score of this model")

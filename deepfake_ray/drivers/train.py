@@ -18,15 +18,17 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deepfake_ray import __version__, schema
+import deepfake_ray
+from deepfake_ray import schema
 from deepfake_ray.cluster import precision
 from deepfake_ray.cluster.autoscaling import planned
 from deepfake_ray.cluster.placement import TrainingPlacement, plan_training
 from deepfake_ray.cluster.session import check_places, has_dashboard
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import duration, say, show
-from deepfake_ray.data import manifest
+from deepfake_ray.data import leakage, manifest
 from deepfake_ray.data.labels import Labelled, labelled, of_split
+from deepfake_ray.drivers.file_facts import image_facts
 from deepfake_ray.drivers.resuming import CONFIG, asked, is_done, require_same_settings
 from deepfake_ray.drivers.training_data import (
     AUDIT,
@@ -38,12 +40,11 @@ from deepfake_ray.drivers.training_data import (
 )
 from deepfake_ray.drivers.tuning import save_tuned
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Preparation
 from deepfake_ray.models import bundle, initial_weights, networks
-from deepfake_ray.scoring.actors import image_facts
-from deepfake_ray.storage import files
+from deepfake_ray.models.spec import Spec
+from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.output_lock import OutputLock, held
 from deepfake_ray.training.batches import TrainingTables
 from deepfake_ray.training.checkpoints import SCORE, STATE_FILE
@@ -62,7 +63,7 @@ REENCODED_QUALITY = 90
 SECONDS_TO_ABORT = 5.0
 
 
-def train(config: TrainConfig) -> bundle.Spec:
+def train(config: TrainConfig) -> Spec:
     """Train a model as configured and write OUTPUT; returns what `OUTPUT/model` is.
 
     Raises:
@@ -76,12 +77,12 @@ def train(config: TrainConfig) -> bundle.Spec:
         return _train(config, output, lock)
 
 
-def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
+def _train(config: TrainConfig, output: str, lock: OutputLock) -> Spec:
     started = time.monotonic()
     settings_uri = files.join(output, CONFIG)
     resuming = config.resume and files.exists(settings_uri)
     if not config.resume:
-        files.require_new_output(output, resumable=True)
+        outputs.require_new_output(output, resumable=True)
     # All that can be wrong without Ray, before it is started: by the first that asks for the cluster's nodes.
     state = initial_weights.initial_state(
         config.arch, config.weights or initial_weights.default_weights(config.arch), config.seed
@@ -110,7 +111,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> bundle.Spec:
         files.delete_directory(files.join(output, "manifest"))  # of a run that was killed in writing it
         manifest.write(images, files.join(output, "manifest"))
         files.write_json(files.join(output, AUDIT), findings)
-        fingerprints.save(files.join(output, "model"), seen_in_training(images.table, facts))
+        leakage.save(files.join(output, "model"), seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
         files.write_json(settings_uri, settings | asked(config))
     say(
@@ -280,10 +281,10 @@ def _write_bundle(
     images: Labelled,
     prior: dict[str, float],
     lock: OutputLock,
-) -> bundle.Spec:
+) -> Spec:
     with checkpoint.as_directory() as folder:
         state = torch.load(Path(folder, STATE_FILE), map_location="cpu", weights_only=True)
-    untuned = bundle.Spec(
+    untuned = Spec(
         arch=config.arch,
         preparation=preparation,
         temperature=1.0,
@@ -319,7 +320,7 @@ def _versions() -> dict[str, str]:
     import torchvision
 
     return {
-        "deepfake_ray": __version__,
+        "deepfake_ray": deepfake_ray.__version__,
         "python": sys.version.split()[0],
         "ray": ray.__version__,
         "torch": torch.__version__,
@@ -330,14 +331,14 @@ def _versions() -> dict[str, str]:
 
 def git_revision() -> str | None:
     """The commit that this code is of, with a + where it was changed; None outside a checkout of its own."""
-    folder = Path(__file__).parent
+    folder = Path(deepfake_ray.__file__).parent
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed into somebody else's checkout, it is not
+        git("ls-files", "--error-unmatch", "__init__.py")  # installed into somebody else's checkout, it is not
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except (OSError, subprocess.SubprocessError):
         return None

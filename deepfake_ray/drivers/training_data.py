@@ -11,13 +11,12 @@ import pyarrow.compute as pc
 from deepfake_ray import schema
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import say
-from deepfake_ray.data import audit
+from deepfake_ray.data import audit, leakage
 from deepfake_ray.data.labels import Labelled
 from deepfake_ray.data.manifest import numbered
+from deepfake_ray.drivers.file_facts import image_facts
 from deepfake_ray.errors import UserError
-from deepfake_ray.images import fingerprints
 from deepfake_ray.images.decode import Limits
-from deepfake_ray.scoring.actors import image_facts
 from deepfake_ray.storage import files
 
 AUDIT = "audit.json"
@@ -174,7 +173,7 @@ def median_short_side(rows: pa.Table, facts: pa.Table) -> int:
 
 
 def seen_in_training(rows: pa.Table, facts: pa.Table) -> pa.Table:
-    """`fingerprints.SCHEMA` of the rows that the model is trained and tuned on."""
+    """`leakage.SCHEMA` of the rows that the model is trained and tuned on."""
     columns = [rows["uri"], rows["split"], facts["sha256"], facts["phash"], facts["num_bytes"]]
-    seen = pa.table(columns, schema=fingerprints.SCHEMA)
+    seen = pa.table(columns, schema=leakage.SCHEMA)
     return seen.filter(pc.is_in(seen["split"], pa.array([schema.TRAIN, schema.VALIDATION])))

@@ -18,6 +18,7 @@ from deepfake_ray.drivers.score import score_manifest
 from deepfake_ray.evaluation import calibration, summary
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import threshold_at
+from deepfake_ray.models.spec import Spec
 from deepfake_ray.storage import files
 from deepfake_ray.storage.output_lock import OutputLock
 
@@ -26,7 +27,7 @@ FEW_IMAGES = 2_000
 
 
 def save_tuned(
-    untuned: bundle.Spec,
+    untuned: Spec,
     arrays: bundle.Arrays,
     place: str,
     validation: manifest.Manifest,
@@ -36,7 +37,7 @@ def save_tuned(
     draft: str,
     use_gpu: bool,
     prior: Mapping[str, float],
-) -> bundle.Spec:
+) -> Spec:
     """Write a bundle with the temperature and the thresholds that suit its scores; returns its spec.
 
     A run that is killed meanwhile leaves nothing that looks like a bundle but the draft, and begins anew.

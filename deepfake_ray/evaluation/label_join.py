@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from deepfake_ray import schema
 from deepfake_ray.errors import UserError
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.uris import normalised
 
 LABEL_COLUMNS = {"true_label": "label", "split": "split", "source": "source", "group": "group"}
@@ -30,7 +30,7 @@ def scoring_run(place: str) -> dict[str, Any]:
         raise UserError(
             f"predictions must be the output of jobs/score.py: {place} has no run.json; give its --output."
         ) from error
-    if not files.is_finished(files.absolute(place)):
+    if not outputs.is_finished(files.absolute(place)):
         raise UserError(f"predictions must be finished: {place} is not; add --resume to its jobs/score.py.")
     return run
 

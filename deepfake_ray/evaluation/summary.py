@@ -12,8 +12,8 @@ from deepfake_ray import schema
 from deepfake_ray.evaluation import calibration, intervals, metrics, slices, wording
 from deepfake_ray.evaluation.intervals import Clusters, Interval
 from deepfake_ray.evaluation.ranking import Ranking
-from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, called_fake
+from deepfake_ray.models.spec import Spec
 
 COLUMNS = ["logit", "p_fake", "true_label", "group", *slices.COLUMNS]
 """Of the predictions, what is measured."""
@@ -26,7 +26,7 @@ def arrays(scored: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     return labels, scored["logit"].to_numpy().astype(np.float32)
 
 
-def measure(scored: pa.Table, model: bundle.Spec, threshold: str, seed: int = 0) -> dict[str, Any]:
+def measure(scored: pa.Table, model: Spec, threshold: str, seed: int = 0) -> dict[str, Any]:
     """Everything in metrics.json that comes from the scores.
 
     Args:

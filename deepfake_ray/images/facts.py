@@ -11,9 +11,9 @@ from dataclasses import asdict
 from deepfake_ray.errors import ImageError
 from deepfake_ray.images.decode import Limits, header
 from deepfake_ray.images.fetch import fetch
-from deepfake_ray.images.fingerprints import perceptual_hash
 from deepfake_ray.images.formats.containers import sniff
 from deepfake_ray.images.loading import Loaded, decoder_bytes, fetched, forgetful, given_up
+from deepfake_ray.images.perceptual_hash import perceptual_hash
 from deepfake_ray.images.read_ahead import fetch_ahead
 from deepfake_ray.processes.isolation import Isolated, Items
 from deepfake_ray.storage.files import is_local

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepfake_ray.models import bundle, int8, networks
+from deepfake_ray.models.spec import Spec
 from deepfake_ray.schema import FP32
 
 
@@ -77,7 +78,7 @@ class Predictor:
             return networks.fake_logit(self._detector(batch)).float()
 
 
-def evaluated(model: str) -> tuple[bundle.Spec, networks.Detector]:
+def evaluated(model: str) -> tuple[Spec, networks.Detector]:
     """A bundle's spec, and its network with its normalisation, in evaluation mode, on the CPU, in floating point."""
     spec, arrays = bundle.load(model)
     network = networks.build(spec.arch)

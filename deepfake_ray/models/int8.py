@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from deepfake_ray.errors import UserError
-from deepfake_ray.models.bundle import Scales
 from deepfake_ray.models.hardware import has_vnni
+from deepfake_ray.models.spec import Scales
 
 _ACTIVATION = "activation_post_process_"
 

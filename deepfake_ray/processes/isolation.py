@@ -108,7 +108,7 @@ class Isolated:
         self._in_flight.clear()
         self._connection, theirs = Pipe()
         arguments = os.getpid(), theirs.fileno(), self._memory
-        code = f"from deepfake_ray.isolation import _serve; _serve(*{arguments})"
+        code = f"from deepfake_ray.processes.isolation import _serve; _serve(*{arguments})"
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         descriptors = (theirs.fileno(), self._memory)
         self._process = subprocess.Popen([sys.executable, "-c", code], pass_fds=descriptors, env=environment)

@@ -1,8 +1,7 @@
-"""The only place that builds Ray Datasets: facts of files, training blocks and scoring chunks."""
+"""The actors of a scoring run, and the Ray Dataset of chunks that they score."""
 
-import math
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -12,103 +11,17 @@ from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
-from deepfake_ray.cluster.placement import ScoringPlacement, plan_reading
-from deepfake_ray.cluster.ray_data import bytes_ahead, context
-from deepfake_ray.cluster.session import cause_of, cluster_nodes
+from deepfake_ray.cluster.placement import ScoringPlacement
+from deepfake_ray.cluster.ray_data import context
+from deepfake_ray.cluster.session import cause_of
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import JobError
-from deepfake_ray.images.decode import Limits
-from deepfake_ray.images.facts import read_facts
 from deepfake_ray.images.loading import decoder_bytes
 from deepfake_ray.processes.isolation import Isolated
-from deepfake_ray.schema import FACTS
-from deepfake_ray.scoring.worker import DeviceScorer, Report, ScorerSpec
-from deepfake_ray.training.batches import Block, ReadTask, Run
+from deepfake_ray.scoring.spec import Report, ScorerSpec
+from deepfake_ray.scoring.worker import DeviceScorer
 
 T = TypeVar("T")
-
-
-# --- auditing
-
-IMAGES_PER_LOOK = 1024
-
-
-@dataclass(frozen=True)
-class ReadFacts:
-    """Runs in Ray Data's tasks: what the files of images tell."""
-
-    limits: Limits
-
-    def __call__(self, work: pa.Table) -> pa.Table:
-        """A column uri -> `schema.FACTS` and the column uri, in order."""
-        found = read_facts(work["uri"].to_pylist(), self.limits)
-        columns = {name: [getattr(image, name) for image in found] for name in FACTS.names}
-        return pa.table(columns, schema=FACTS).append_column("uri", work["uri"])
-
-
-def image_facts(uris: pa.ChunkedArray, limits: Limits) -> pa.Table:
-    """`schema.FACTS` of images, in the order of `uris`, read by as many tasks as there are CPUs.
-
-    Raises:
-        JobError: what came back is not of these images in this order.
-    """
-    cpus, label = plan_reading(cluster_nodes())
-    table = pa.table({"uri": uris})
-    blocks = [table.slice(start, IMAGES_PER_LOOK) for start in range(0, len(table), IMAGES_PER_LOOK)]
-    with DataContext.current(context(cpus)):
-        facts = ray.data.from_arrow(blocks).map_batches(
-            ReadFacts(limits),
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=min(1.0, cpus),
-            label_selector=dict(label),
-        )
-    return in_order(pa.concat_tables(ray.get(facts.to_arrow_refs())), table["uri"])
-
-
-def in_order(facts: pa.Table, uris: pa.ChunkedArray) -> pa.Table:
-    """Facts without their column uri, which must be `uris`: what follows pairs them with other columns by position."""
-    if not facts["uri"].equals(uris):
-        raise JobError(
-            f"The facts of files must be in the order of the {len(uris):,} images: {len(facts):,} came, or in another; "
-            "this is a fault of the program."
-        )
-    return facts.drop_columns("uri")
-
-
-# --- training
-
-
-def in_tasks(cpus: float, label: Mapping[str, str], world_size: int) -> Run:
-    """Runs the tasks of a rank's `ReadTask` in Ray Data; blocks come in the order of the tasks.
-
-    Each rank streams its own dataset, all epochs as one, so that no epoch starts cold, the order depends on nothing
-    but the seed and the number of ranks, and a resumed run begins at exactly the step it needs. (A `streaming_split`
-    of one dataset deals blocks out by arrival, drops rows to make shards equal, and begins anew each epoch.)
-
-    Args:
-        cpus: that this rank's tasks may hold at a time.
-        label: of the nodes that they keep to; empty: any.
-        world_size: ranks that share the object store.
-    """
-
-    def run(read: ReadTask) -> Iterator[Block]:
-        store_bytes = ray.cluster_resources().get("object_store_memory", math.inf) / world_size
-        with DataContext.current(context(cpus, bytes_ahead(cpus, read.bytes_per_task, store_bytes))):
-            # Not range or from_arrow, whose own tasks ask for a whole CPU each, which may not be left.
-            numbers = [{"id": number} for number in range(len(read.tasks))]
-            rows = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
-                read, batch_size=None, num_cpus=min(1.0, cpus), label_selector=dict(label)
-            )
-            blocks = rows.iter_batches(
-                batch_size=None, batch_format="numpy", prefetch_batches=max(2, read.tasks_per_step)
-            )
-        yield from blocks
-
-    return run
-
-
-# --- scoring
 
 
 @dataclass(frozen=True)

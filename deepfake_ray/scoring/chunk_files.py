@@ -16,7 +16,7 @@ from deepfake_ray import schema
 from deepfake_ray.cluster.session import cause_of, off_the_head
 from deepfake_ray.data.manifest import Chunk
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
-from deepfake_ray.scoring.worker import chunk_file
+from deepfake_ray.scoring.spec import chunk_file
 from deepfake_ray.storage import files
 
 CHUNKS = "chunks"

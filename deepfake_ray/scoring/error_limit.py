@@ -4,7 +4,7 @@ from collections import Counter, deque
 from collections.abc import Mapping
 
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
-from deepfake_ray.scoring.worker import MIN_IMAGES_TO_STOP, Report
+from deepfake_ray.scoring.spec import MIN_IMAGES_TO_STOP, Report
 
 
 class ErrorWatch:

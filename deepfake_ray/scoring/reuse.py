@@ -18,15 +18,15 @@ from deepfake_ray import schema
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import UserError
 from deepfake_ray.images.loading import Loaded
-from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import require_same_precision
+from deepfake_ray.models.spec import Spec
 from deepfake_ray.storage import files
 
 FILE = "known.sqlite"
 _FACTS = ("sha256", "num_bytes", "format", "width", "height", "jpeg_quality", "logit")
 
 
-def build(earlier: str, model: bundle.Spec, precision: str, place: str, *, num_crops: int = 1) -> int:
+def build(earlier: str, model: Spec, precision: str, place: str, *, num_crops: int = 1) -> int:
     """Write the SQLite file of an earlier run's scores; returns how many there are.
 
     Args:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from deepfake_ray.console import Rate
-from deepfake_ray.scoring.worker import STAGES, Report
+from deepfake_ray.scoring.spec import STAGES, Report
 
 SECONDS_BETWEEN_NOTES = 30.0
 """What a killed driver has done since its last note is in no figure."""

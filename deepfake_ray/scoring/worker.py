@@ -4,28 +4,27 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from deepfake_ray import schema
 from deepfake_ray.data import manifest
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
-from deepfake_ray.images.decode import Limits, Pixels
+from deepfake_ray.images.decode import Pixels
 from deepfake_ray.images.loading import Loaded, Loader, given_up
 from deepfake_ray.images.preprocessing import spread
 from deepfake_ray.images.stopwatch import Stopwatch
 from deepfake_ray.models import bundle
-from deepfake_ray.models.scores import HIGHEST, Threshold, called_fake, p_fake_of
+from deepfake_ray.models.scores import HIGHEST
 from deepfake_ray.processes.allocator import keep_freed_memory
 from deepfake_ray.processes.isolation import Items
 from deepfake_ray.processes.memory_limit import lifted
 from deepfake_ray.scoring.reuse import Known
+from deepfake_ray.scoring.rows import predictions
+from deepfake_ray.scoring.spec import MIN_IMAGES_TO_STOP, Report, ScorerSpec, chunk_file
 from deepfake_ray.storage import files
 
 if TYPE_CHECKING:
@@ -33,67 +32,9 @@ if TYPE_CHECKING:
 
     from deepfake_ray.models.inference import Predictor
 
-MIN_IMAGES_TO_STOP = 1_000
-"""Fewer images than this say too little about the share of errors to stop a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScorerSpec:
-    """What a scorer needs."""
-
-    model: str
-    chunks: str
-    """The directory that the chunks' files are written to."""
-    threshold: Threshold
-    batch_size: int
-    num_crops: int
-    precision: str
-    """One of `schema.PRECISIONS`, the same on all nodes."""
-    compile: bool = False
-    limits: Limits
-    image_timeout_s: float
-    max_error_share: float
-    device: str
-    """`cpu` or `cuda`."""
-    run_id: str
-    known: str | None = None
-    """Of a file of `known.build`."""
-    degradations: tuple[str, ...] = ()
-    """Names of `DEGRADATIONS`: each image is scored after each of them, instead of as it is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """How the scoring of a chunk went."""
-
-    index: int
-    num_images: int
-    """That were looked at."""
-    num_known: int = 0
-    """Of these, scores taken from an earlier run."""
-    errors_by_code: Counter[str] = field(default_factory=Counter)
-    example: str = ""
-    """One of the errors."""
-    is_written: bool = True
-    """False: the storage failed so often that the scorer gave up; nothing was written."""
-    started_at: float
-    ended_at: float
-    """Seconds since the epoch."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """In each of `STAGES`."""
-
-
-STAGES = ("fetch", "decode", "forward", "write")
-"""Of the processes that load and score: waiting for bytes; making pixels of them; the model; the chunk's file."""
-
 
 Place = tuple[int, int]
 """Of an image in its chunk, and of a degradation among those of the run (0 without)."""
-
-
-def chunk_file(folder: str, index: int) -> str:
-    """Where the rows of a chunk go."""
-    return files.join(folder, f"chunk-{index:07d}.parquet")
 
 
 class ChunkScorer:
@@ -294,53 +235,3 @@ class _Batch:
         with self._stopwatch.at("forward"), lifted():
             self._scored.append((self._places, self._predictor.start(self._pixels)))
         self._places = []
-
-
-def predictions(
-    rows: pa.Table, images: list[Loaded], logits: NDArray[np.float32], model: bundle.Spec, spec: ScorerSpec
-) -> pa.Table:
-    """One row of `schema.PREDICTIONS` for each row of the manifest, in the same order; of `schema.DEGRADED`, one for
-    each degradation of each row.
-
-    Args:
-        rows: of the manifest (N).
-        images: what is known of each.
-        logits: float32 (N, D), D the degradations, 1 without.
-        model: the bundle's.
-        spec: of the run.
-    """
-    number = logits.shape[1]
-    rows = rows.take(pa.array(np.repeat(np.arange(len(rows)), number)))
-    images = [image for image in images for _ in range(number)]
-    logits = logits.reshape(-1)
-    failed = np.array([image.error is not None for image in images])
-    p_fake = p_fake_of(logits, model.temperature).astype(np.float32)
-    called = np.where(called_fake(logits, spec.threshold), schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
-
-    def known(values: NDArray[Any]) -> pa.Array:
-        return pa.array(values, mask=failed)
-
-    columns: dict[str, Any] = {
-        "row": rows["row"],
-        "uri": rows["uri"],
-        "status": np.where(failed, schema.ERROR, schema.OK),
-        "error_code": [None if image.error is None else str(image.error.code) for image in images],
-        "error_message": [None if image.error is None else image.error.message for image in images],
-        "logit": known(logits),
-        "p_fake": known(p_fake),
-        "predicted_label": known(called.astype(object)),
-        "threshold": np.full(len(images), spec.threshold.p_fake),
-        "threshold_logit": np.full(len(images), spec.threshold.logit, np.float32),
-        "model_id": [model.model_id_in(spec.precision)] * len(images),
-        "run_id": [spec.run_id] * len(images),
-        "scored_at": [datetime.now(UTC)] * len(images),
-        "true_label": rows["label"],
-        "split": rows["split"],
-        "source": rows["source"],
-        "group": rows["group"],
-    }
-    for name in ("sha256", "num_bytes", "format", "width", "height", "jpeg_quality"):
-        columns[name] = [getattr(image, name) for image in images]
-    columns["degradation"] = spec.degradations * (len(images) // number)
-    wanted = schema.DEGRADED if spec.degradations else schema.PREDICTIONS
-    return pa.table([columns[field.name] for field in wanted], schema=wanted)

@@ -20,14 +20,8 @@ from typing import IO, Any
 import pyarrow.fs as pafs
 
 from deepfake_ray.errors import UserError
-from deepfake_ray.storage.errors import first_line as first_line
 from deepfake_ray.storage.errors import remedy, said
-from deepfake_ray.storage.stores import asked_region
-from deepfake_ray.storage.stores import object_store as object_store
-
-SUCCESS = "_SUCCESS"
-LOCK = "_LOCK"
-"""Who writes an output, while it is written: see `output_lock`."""
+from deepfake_ray.storage.stores import asked_region, object_store
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("s3", "gs", "file")
@@ -231,7 +225,7 @@ def new_file(uri: str) -> Iterator[str]:
         # Readers of Parquet directories pass over names with a dot, should a killed run leave one behind.
         temporary = temporary_name(uri)
     else:
-        handle, temporary = tempfile.mkstemp(suffix=_TEMPORARY)
+        handle, temporary = tempfile.mkstemp(suffix=TEMPORARY)
         os.close(handle)
     try:
         yield temporary
@@ -243,12 +237,12 @@ def new_file(uri: str) -> Iterator[str]:
         Path(temporary).unlink(missing_ok=True)
 
 
-_TEMPORARY = ".tmp"
+TEMPORARY = ".tmp"
 
 
 def temporary_name(path: str) -> str:
     """A local path beside another, for a file that is to take its place."""
-    return str(Path(path).with_name(f".{uuid.uuid4().hex}{_TEMPORARY}"))
+    return str(Path(path).with_name(f".{uuid.uuid4().hex}{TEMPORARY}"))
 
 
 def _put(uri: str, data: bytes | Path) -> None:
@@ -305,35 +299,6 @@ def upload_directory(local: str, uri: str) -> None:
             _put(target, path)
 
 
-def is_finished(output: str) -> bool:
-    """Whether a job finished this output."""
-    return exists(join(output, SUCCESS))
-
-
-def mark_finished(output: str) -> None:
-    """Write `_SUCCESS`: all that the job promises is there."""
-    write_bytes(join(output, SUCCESS), b"")
-
-
-def mark_unfinished(output: str) -> None:
-    """Remove `_SUCCESS`, before what a finished output holds is changed."""
-    if is_finished(output):
-        delete(join(output, SUCCESS))
-
-
-def require_new_output(output: str, *, resumable: bool) -> None:
-    """Refuse an output directory that has something in it.
-
-    Raises:
-        UserError: it is not empty.
-    """
-    # The lock is this run's own, or will refuse it; of those who ask for it, temporary files come and go.
-    names = [name for name in list_names(output) if name != LOCK and not re.fullmatch(rf"\..*{_TEMPORARY}", name)]
-    if names:
-        hint = "name a new directory, or add --resume to go on with it" if resumable else "name a new directory"
-        raise UserError(f"output must be empty: {output} holds {', '.join(names[:5])}; {hint}.")
-
-
 def delete(uri: str) -> None:
     """Remove one file."""
     fs, path = filesystem(uri)
@@ -351,5 +316,5 @@ def delete_leftovers(uri: str) -> None:
     """Remove what killed writers left in a local directory; an object store keeps nothing of them."""
     uri = absolute(uri)
     if is_local(uri):
-        for path in Path(uri).glob(f".*{_TEMPORARY}"):
+        for path in Path(uri).glob(f".*{TEMPORARY}"):
             path.unlink(missing_ok=True)

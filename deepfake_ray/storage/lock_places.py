@@ -12,7 +12,9 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
+from deepfake_ray.storage.errors import first_line
+from deepfake_ray.storage.stores import object_store
 
 SETTLE_S = 2.0
 """Without conditional writes: until another's write would be seen."""
@@ -46,7 +48,7 @@ class LocalPlace(Place):
 
     def __init__(self, output: str):
         self._folder = Path(output)
-        self._path = self._folder / files.LOCK
+        self._path = self._folder / outputs.LOCK
 
     def read(self) -> tuple[bytes, Version] | None:
         """See `Place`."""
@@ -113,9 +115,9 @@ class RemotePlace(Place):
     """An object."""
 
     def __init__(self, output: str):
-        self._uri = files.join(output, files.LOCK)
+        self._uri = files.join(output, outputs.LOCK)
         bucket, self._key = files.split_uri(self._uri)
-        self._store = files.object_store(bucket)
+        self._store = object_store(bucket)
 
     def read(self) -> tuple[bytes, Version] | None:
         """See `Place`."""
@@ -127,7 +129,7 @@ class RemotePlace(Place):
         except (FileNotFoundError, obstore.exceptions.NotFoundError):
             return None
         except obstore.exceptions.BaseError as error:
-            raise OSError(files.first_line(error)) from error
+            raise OSError(first_line(error)) from error
 
     def write(self, data: bytes, version: Any) -> bool:
         """See `Place`."""
@@ -152,7 +154,7 @@ class RemotePlace(Place):
         try:
             obstore.put(self._store, self._key, data)
         except obstore.exceptions.BaseError as error:
-            raise OSError(files.first_line(error)) from error
+            raise OSError(first_line(error)) from error
         time.sleep(SETTLE_S)
         return self._has(data)
 

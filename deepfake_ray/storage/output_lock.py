@@ -17,7 +17,8 @@ from pathlib import Path
 
 from deepfake_ray.console import duration, say
 from deepfake_ray.errors import JobError, UserError
-from deepfake_ray.storage import files
+from deepfake_ray.storage import files, outputs
+from deepfake_ray.storage.errors import first_line
 from deepfake_ray.storage.lock_places import LocalPlace, Place, RemotePlace, Version
 
 HEARTBEAT_S = 15.0
@@ -159,7 +160,7 @@ class OutputLock:
         holder, _ = self._there()
         if not self._is_mine(holder):
             raise JobError(
-                f"{self._output} is no longer this run's: {holder or 'nobody'} has its {files.LOCK}, after this "
+                f"{self._output} is no longer this run's: {holder or 'nobody'} has its {outputs.LOCK}, after this "
                 "process was held up; nothing more is written by it."
             )
 
@@ -170,7 +171,7 @@ class OutputLock:
             JobError: it is not.
         """
         self.require()
-        files.mark_finished(self._output)
+        outputs.mark_finished(self._output)
 
     def release(self) -> None:
         """Let others have it."""
@@ -222,7 +223,7 @@ def held(output: str) -> Iterator[OutputLock]:
         raise UserError(f"output must be a directory: {output} is a file; name another.") from error
     except OSError as error:
         raise UserError(
-            f"output must be writable: {output}: {files.first_line(error)}; check path and credentials."
+            f"output must be writable: {output}: {first_line(error)}; check path and credentials."
         ) from error
     try:
         files.delete_leftovers(output)
@@ -230,12 +231,12 @@ def held(output: str) -> Iterator[OutputLock]:
     except OSError as error:
         with contextlib.suppress(OSError):
             lock.require()  # another run, that took over, may be why
-        raise JobError(f"{files.first_line(error)}; mend the cause and add --resume") from error
+        raise JobError(f"{first_line(error)}; mend the cause and add --resume") from error
     finally:
         try:
             lock.release()
         except OSError as error:
-            say(f"warning: {output}/{files.LOCK} stays ({files.first_line(error)}); the next --resume removes it")
+            say(f"warning: {output}/{outputs.LOCK} stays ({first_line(error)}); the next --resume removes it")
         if is_new:
             with contextlib.suppress(OSError):  # something was written
                 os.rmdir(output)

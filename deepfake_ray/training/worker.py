@@ -20,7 +20,6 @@ from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import networks
 from deepfake_ray.processes.allocator import keep_freed_memory
-from deepfake_ray.scoring.actors import in_tasks
 from deepfake_ray.training.batches import Batch, TrainingTables, training_batches
 from deepfake_ray.training.checkpoints import SCORE, STATE_FILE, VALIDATION_FILE, Checkpoints
 from deepfake_ray.training.gradients import backward
@@ -32,6 +31,7 @@ from deepfake_ray.training.optimization import (
     make_optimizer,
     train_head_alone,
 )
+from deepfake_ray.training.read_tasks import in_tasks
 from deepfake_ray.training.sampler import Position, Sampler
 
 Part = TypeVar("Part")

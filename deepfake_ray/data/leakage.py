@@ -8,18 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.fft import dct
 
-from deepfake_ray.errors import ImageError
-from deepfake_ray.images.decode import Limits, decode_grey
 from deepfake_ray.storage import files
 
-SIDE = 32
-"""Of the grey thumbnail that is hashed, in pixels."""
-FREQUENCIES = 8
-FLAT = 2.0
-"""A thumbnail with a smaller standard deviation has no picture to compare."""
 NEAR_BITS = 4
 """Pictures whose hashes differ in at most so many of 63 bits are called near duplicates."""
 FILE = "training_images.parquet"
@@ -34,28 +25,6 @@ SCHEMA = pa.schema(
     ]
 )
 """Earlier bundles do not know num_bytes: it is null there."""
-
-_LOW = dct(np.eye(SIDE), axis=0, norm="ortho")[:FREQUENCIES].astype(np.float32)
-_WEIGHTS = 1 << np.arange(FREQUENCIES**2 - 1, dtype=np.uint64)
-
-
-def perceptual_hash(data: bytes, limits: Limits) -> int | None:
-    """63 bits that hardly change when a picture is re-saved or resized; None where there is no picture, or a flat one.
-
-    The signs of the low frequencies of a 32 x 32 grey thumbnail, against their median (the DCT hash of Zauner 2010,
-    "Implementation and benchmarking of perceptual image hash functions"). Mirrored, turned or cropped pictures have
-    other hashes.
-    """
-    try:
-        # Decoders can give a JPEG at an eighth of its size for a fraction of the time.
-        picture = Image.fromarray(decode_grey(data, limits, 2 * SIDE))
-    except ImageError:
-        return None
-    small = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
-    if small.std() < FLAT:
-        return None
-    low = (_LOW @ small @ _LOW.T).reshape(-1)[1:]  # without the mean
-    return int(_WEIGHTS[low > np.median(low)].sum())
 
 
 def near_pairs(ours: NDArray[np.uint64], theirs: NDArray[np.uint64]) -> Iterator[tuple[int, int, int]]:
