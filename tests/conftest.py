@@ -1,5 +1,4 @@
 import os
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -12,7 +11,6 @@ os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 os.environ.update({"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"})
 # All clusters of the tests ask for this token, and all jobs have it.
 os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})
-sys.path.insert(0, str(Path(__file__).parent))
 # The same examples in each run: what fails in CI fails here. No deadline: this machine may be busy.
 hypothesis.settings.register_profile("repeatable", derandomize=True, max_examples=50, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")

@@ -4,16 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from clusters import autoscaling_cluster, cluster
+from conftest import ROOT
 from processes import run_job, scorer_processes, start_job, wait_until
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def large_images(folder, number):
@@ -90,7 +90,7 @@ def test_decoders_hold_cpus_of_labelled_nodes_and_scorers_hold_gpus(untrained, t
     with cluster(*nodes, dashboard=True) as found:
         done = subprocess.run(
             [sys.executable, "-c", GPU_PLAN, untrained, str(tmp_path / "images"), str(tmp_path)],
-            env={**os.environ, "RAY_ADDRESS": found.address, "PYTHONPATH": str(Path(__file__).parent)},
+            env={**os.environ, "RAY_ADDRESS": found.address, "PYTHONPATH": str(ROOT / "tests" / "support")},
             capture_output=True,
             text=True,
             check=False,

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from pyarrow import csv
 from scipy.stats import binomtest
+from scored import read, score
 from sklearn import metrics as sk
-from test_jobs import read, score
 
 from deepfake_ray import schema
 from deepfake_ray.config import EvaluateConfig, TrainConfig
@@ -254,6 +254,7 @@ def test_existing_predictions_are_evaluated_and_compared(planted, trained, tmp_p
         evaluate(EvaluateConfig(output=str(tmp_path / "q"), **options | {"predictions": str(tmp_path)}))
 
 
+@pytest.mark.slow
 def test_one_source_is_left_out_at_a_time(ray_2_cpus, sample_folder, tmp_path):
     from deepfake_ray.drivers.leave_one_source_out import leave_one_source_out
 

@@ -26,23 +26,13 @@ from chunks import scorer_spec
 from conftest import ROOT
 from PIL import Image
 from processes import kill_when, run_job, scorer_processes, start_job
+from scored import read, score
 
 from deepfake_ray import schema
-from deepfake_ray.config import ScoreConfig, TrainConfig
+from deepfake_ray.config import TrainConfig
 from deepfake_ray.errors import JobError, UserError
 
 pytestmark = pytest.mark.ray
-
-
-def score(**options):
-    from deepfake_ray.drivers.score import score
-
-    places = {"images": (str(options.pop("images")),)} | {key: str(options.pop(key)) for key in ("model", "output")}
-    return score(ScoreConfig(**places, **options))
-
-
-def read(output):
-    return pq.read_table(f"{output}/predictions").sort_by("row")
 
 
 def test_training_writes_what_it_promises(trained):
@@ -64,6 +54,7 @@ def test_training_writes_what_it_promises(trained):
     Image.open(trained / "training.png").verify()
 
 
+@pytest.mark.slow
 def test_training_repeats_by_seed(ray_2_cpus, sample_folder, tmp_path):
     """On two workers; on one, test_survival.py has it."""
     from deepfake_ray.drivers.train import train
@@ -237,6 +228,7 @@ def test_the_readme_reads_the_predictions(trained, sample_folder, tmp_path):
     assert re.search(rf"fake\s+│\s+{num_fake} ", done.stdout)
 
 
+@pytest.mark.slow
 def test_a_robust_model_is_trained_on_crops_and_scores_them(ray_2_cpus, sample_folder, tmp_path):
     from deepfake_ray.drivers.train import train
 

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from test_cli import CONFIGS
+from commands import CONFIGS
 
 from deepfake_ray import interrupts
 from deepfake_ray.config import QuickstartConfig

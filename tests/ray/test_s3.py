@@ -156,6 +156,7 @@ def test_storage_writes_reads_and_lists(s3):
     assert files.list_names("s3://bucket/none") == []
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_the_whole_job_from_s3_to_s3(s3, sample_folder, ray_2_cpus):
     """Train, score and evaluate with data, model and output in a bucket; workers get the keys at start."""
@@ -210,6 +211,7 @@ def wait_for_chunks(fs, output, number, job):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_outlives_its_server_and_its_driver(s3, server, trained):
     """The server is killed in mid-run and started again; then the driver is killed, and the run resumed."""

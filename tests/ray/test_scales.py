@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
-from test_jobs import read, score
+from scored import read, score
 
 from deepfake_ray.config import EvaluateConfig
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # The sample's images have 3 KB, its steps 64 images. Ray Data cuts a block that is over 1.5 times its target: here
 # each task's block of 13 images, into several, and a step takes five tasks. Streams end in the middle of a step.

@@ -19,7 +19,7 @@ from clusters import free_port, started_head
 from conftest import ROOT
 from processes import halted, scorer_processes
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 VERSION = "0.0.0+submitted"

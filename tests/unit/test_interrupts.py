@@ -235,6 +235,7 @@ def in_a_terminal(command, pattern, environment):
     return os.waitstatus_to_exitcode(status), shown[at:].replace("\r\n", "\n"), everything
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_ctrl_c_in_a_terminal_while_it_trains_and_resume_ends_as_if_undisturbed(sample_folder, trained, tmp_path):
     output = tmp_path / "run"

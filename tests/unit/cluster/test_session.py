@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from clusters import free_port
-from test_cli import ROOT
+from conftest import ROOT
 
 from deepfake_ray.cluster import session
 
@@ -42,10 +42,16 @@ with ray_session():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_ray_of_the_jobs_own_has_no_processes_for_a_cluster(untrained, sample_folder, tmp_path):
     """Those that gather logs and statistics, ask an autoscaler, share nodes out, and note where actors are."""
-    places = {"images": sample_folder, "model": untrained, "output": tmp_path / "o", "tests": ROOT / "tests"}
+    places = {
+        "images": sample_folder,
+        "model": untrained,
+        "output": tmp_path / "o",
+        "tests": ROOT / "tests" / "support",
+    }
     code = ALONE.format(**{name: str(place) for name, place in places.items()})
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from labelled import facts
 
 from deepfake_ray import schema
 from deepfake_ray.config import TrainConfig
@@ -44,11 +45,6 @@ def test_imbalance_is_warned_of():
     assert found["num_images"] == {"train": {"real": 2, "fake": 9}}
     assert "train is unbalanced (2 real, 9 fake)" in found["warnings"][0]
     assert of_manifest(table(rows[:9]))["warnings"] == []
-
-
-def facts(rows):
-    names = schema.FACTS.names
-    return pa.table({name: [row.get(name) for row in rows] for name in names}, schema=schema.FACTS)
 
 
 def test_duplicates_across_splits_and_classes_are_named():

@@ -6,8 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from test_audit import facts
-from test_labels import images_in, make
+from labelled import facts, images_in, make
 
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.data import labels, leakage

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from labelled import images_in, make
 
 from deepfake_ray.config import EvaluateConfig, TrainConfig
 from deepfake_ray.data import folder_names, labels, manifest
@@ -66,18 +67,6 @@ def test_names_mean_one_thing_or_are_refused(parts):
     assert (found.source or "").split("/") == [name for kind, _, name in parts if kind not in ("label", "split")] or (
         found.source is None and all(kind in ("label", "split") for kind, _, _ in parts)
     )
-
-
-def make(folder, *names):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
-    return str(folder)
-
-
-def images_in(*places, number=20):
-    return [f"{place}/{i}.png" for place in places for i in range(number)]
 
 
 def read(folder, **options):

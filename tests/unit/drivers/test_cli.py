@@ -6,41 +6,19 @@ import sys
 from dataclasses import MISSING, fields
 
 import pytest
+from commands import CONFIGS, loading
 from conftest import ROOT
 
-from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.drivers import cli
 from deepfake_ray.errors import UserError
 
-CONFIGS = {
-    "train": TrainConfig,
-    "score": ScoreConfig,
-    "evaluate": EvaluateConfig,
-    "quantize": QuantizeConfig,
-    "quickstart": QuickstartConfig,
-}
 MINIMAL = {
     TrainConfig: ["--data", "d", "--output", "o"],
     ScoreConfig: ["--images", "i", "--model", "m", "--output", "o"],
     QuantizeConfig: ["--data", "d", "--model", "m", "--output", "o"],
     EvaluateConfig: ["--data", "d", "--model", "m", "--output", "o"],
 }
-
-
-def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-
-
-def loading(modules, unwanted):
-    """The first of the modules, imported one after the other, with which one of the unwanted is loaded."""
-    return python(
-        "import sys, importlib\n"
-        f"for name in {modules}:\n"
-        "    importlib.import_module(f'deepfake_ray.{name}')\n"
-        f"    if set({unwanted}) & set(sys.modules):\n"
-        "        print(name)\n"
-        "        break\n"
-    ).strip()
 
 
 def modules_of(*packages):

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
-from test_measurement import MODEL, predictions, simulated
+from simulated import MODEL, predictions, simulated
 
 from deepfake_ray.evaluation import comparison, figures, metrics, report, robustness, summary
 from deepfake_ray.evaluation.error_gallery import Mistake

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_intervals import MODEL, images, measured
-from test_measurement import predictions
+from grouped import MODEL, images, measured
+from simulated import predictions
 
 from deepfake_ray.evaluation import summary, wording
 from deepfake_ray.images.preprocessing import Preparation

@@ -2,11 +2,11 @@ import io
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import hostile
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from deepfake_ray.errors import ErrorCode, ImageError
@@ -92,9 +92,8 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
 def test_files_that_declare_too_much_take_no_memory():
     """In a process of its own: decoders take memory that no Python tool sees."""
     command = [sys.executable, "-c", MEASURED]
-    root = Path(__file__).parents[1]
     done = subprocess.run(
-        command, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 50  # MiB; the picture of the smallest would take 400

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from random_networks import network_with_statistics
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 
@@ -12,21 +13,6 @@ from deepfake_ray.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Prepa
 from deepfake_ray.models import bundle, networks
 from deepfake_ray.models.inference import Predictor, _MaxOfPairs
 from deepfake_ray.models.spec import Spec
-
-
-def network_with_statistics(arch, *, positive=False):
-    """Random weights, and batch norms that do something."""
-    torch.manual_seed(0)
-    network = networks.build(arch)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.5, 1.5)
-            nn.init.normal_(module.weight)  # of both signs
-            if positive:
-                module.weight.data.abs_()
-            nn.init.normal_(module.bias)
-    return network.eval()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_inference import network_with_statistics
+from random_networks import network_with_statistics
 
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle

@@ -3,6 +3,7 @@ import signal
 import time
 
 import pytest
+from conftest import ROOT
 
 from deepfake_ray.processes import isolation
 from deepfake_ray.processes.isolation import Isolated, WorkerDiedError
@@ -112,7 +113,7 @@ def test_the_process_ends_with_its_parent(tmp_path):
         "print(w._process.pid, flush=True)\n"
         "w(['hang'])\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "support")}
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     child = int(parent.stdout.readline())
     assert os.path.exists(f"/proc/{child}")

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ KILLED = -9
 def program(tmp_path_factory):
     """Has `score` called in a process of its own."""
     log = tmp_path_factory.mktemp("log") / "stderr"
-    command = [sys.executable, str(Path(__file__).with_name("serial.py"))]
+    command = [sys.executable, str(ROOT / "tests" / "support" / "serial.py")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
