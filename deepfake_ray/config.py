@@ -197,8 +197,8 @@ class TrainConfig(LabelledDataConfig, JobConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ScoringConfig:
-    """What scoring and evaluation share."""
+class ScoringOptions(JobConfig):
+    """How images are scored, whatever for."""
 
     model: str
     """The bundle: the directory or URI that training wrote as OUTPUT/model."""
@@ -229,7 +229,8 @@ class _ScoringConfig:
     """Seconds for one request to the storage, and for decoding one image; an image that takes longer becomes the
     error timeout. Requests that failed are repeated for some minutes."""
 
-    def _check_scoring(self) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _positive("num-workers", self.num_workers)
         _positive("batch-size", self.batch_size)
         _positive("image-timeout-s", self.image_timeout_s)
@@ -249,7 +250,7 @@ class _ScoringConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(_ScoringConfig, JobConfig):
+class ScoreConfig(ScoringOptions):
     """Score every image of a folder, bucket or table with a bundle, into Parquet: one row an image, always."""
 
     images: tuple[str, ...]
@@ -263,13 +264,12 @@ class ScoreConfig(_ScoringConfig, JobConfig):
     """Glob patterns like those of --include; what matches one is not scored."""
 
     def __post_init__(self) -> None:
-        JobConfig.__post_init__(self)
-        self._check_scoring()
+        super().__post_init__()
         _require(bool(self.images), "images must name a place", self.images, "give --images FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(_ScoringConfig, LabelledDataConfig, JobConfig):
+class EvaluateConfig(ScoringOptions, LabelledDataConfig, JobConfig):
     """Score a labelled split with a bundle and write metrics, a classification report, figures and report.html."""
 
     data: str = ""
@@ -290,8 +290,7 @@ class EvaluateConfig(_ScoringConfig, LabelledDataConfig, JobConfig):
     """Output of another evaluation: both models side by side on the images that are in both."""
 
     def __post_init__(self) -> None:
-        JobConfig.__post_init__(self)
-        self._check_scoring()
+        super().__post_init__()
         _require(self.degrade >= 0, "degrade must not be negative", self.degrade, "try 500")
         if self.predictions is None:
             _require(bool(self.data), "data must name labelled images", self.data, "give --data FOLDER")

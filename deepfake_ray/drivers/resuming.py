@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from deepfake_ray.config import FREE_TO_CHANGE, EvaluateConfig, JobConfig, QuantizeConfig, ScoreConfig, require_same_run
+from deepfake_ray.config import FREE_TO_CHANGE, JobConfig, QuantizeConfig, ScoreConfig, ScoringOptions, require_same_run
 from deepfake_ray.console import say
 from deepfake_ray.errors import OF_THE_STORAGE, UserError
 from deepfake_ray.models import bundle
@@ -21,7 +21,7 @@ ASKED = "asked"
 # --- scores
 
 
-def scores_are_done(config: ScoreConfig | EvaluateConfig, output: str) -> bool:
+def scores_are_done(config: ScoringOptions, output: str) -> bool:
     """Whether an output of scores is finished, with nothing left to try again; says so.
 
     Raises:
@@ -66,7 +66,7 @@ def _not_given(run: Mapping[str, Any]) -> dict[str, int]:
     return {code: number for code, number in run["errors_by_code"].items() if code in OF_THE_STORAGE}
 
 
-def require_same_scores(config: ScoreConfig | EvaluateConfig, run: Mapping[str, Any]) -> None:
+def require_same_scores(config: ScoringOptions, run: Mapping[str, Any]) -> None:
     """Compare a run of scores with what is asked now.
 
     Args:

@@ -18,7 +18,7 @@ from deepfake_ray.cluster.autoscaling import planned
 from deepfake_ray.cluster.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.cluster.prometheus import RunMetrics
 from deepfake_ray.cluster.session import Patience, check_places
-from deepfake_ray.config import EvaluateConfig, ScoreConfig
+from deepfake_ray.config import ScoreConfig, ScoringOptions
 from deepfake_ray.console import Progress, duration, say, show
 from deepfake_ray.data import manifest, predictions
 from deepfake_ray.data.listing import Pick
@@ -79,7 +79,7 @@ def _score(config: ScoreConfig, output: str, lock: OutputLock) -> dict[str, Any]
 
 
 def score_manifest(
-    config: ScoreConfig | EvaluateConfig,
+    config: ScoringOptions,
     inputs: Sequence[str],
     pages: Callable[[], Iterable[manifest.Page]],
     lock: OutputLock,
@@ -196,7 +196,7 @@ def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) ->
 
 
 def _begin(
-    config: ScoreConfig | EvaluateConfig,
+    config: ScoringOptions,
     model: Spec,
     computes_in: str,
     placement: ScoringPlacement,
@@ -232,13 +232,13 @@ def _begin(
     return run
 
 
-def _build_known(config: ScoreConfig | EvaluateConfig, model: Spec, computes_in: str) -> None:
+def _build_known(config: ScoringOptions, model: Spec, computes_in: str) -> None:
     earlier = config.skip_known or ""
     number = reuse.build(earlier, model, computes_in, _known_file(config), num_crops=config.crops)
     say(f"{number:,} images of {earlier} have a score of this model")
 
 
-def _known_file(config: ScoreConfig | EvaluateConfig) -> str:
+def _known_file(config: ScoringOptions) -> str:
     return files.join(files.absolute(config.output), CHUNKS, reuse.FILE)
 
 
@@ -261,7 +261,7 @@ def _list(pages: Callable[[], Iterable[manifest.Page]], manifest_uri: str) -> ma
 
 def _sizes(
     num_images: int,
-    config: ScoreConfig | EvaluateConfig,
+    config: ScoringOptions,
     placement: ScoringPlacement,
     preparation: Preparation,
     variants: int,

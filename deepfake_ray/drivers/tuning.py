@@ -10,7 +10,7 @@ from dataclasses import replace
 import pyarrow.compute as pc
 
 from deepfake_ray import schema
-from deepfake_ray.config import EvaluateConfig, QuantizeConfig, TrainConfig
+from deepfake_ray.config import QuantizeConfig, ScoringOptions, TrainConfig
 from deepfake_ray.console import say
 from deepfake_ray.data import manifest
 from deepfake_ray.data.predictions import read_predictions
@@ -60,8 +60,7 @@ def save_tuned(
     model = files.join(draft, "model")
     half = threshold_at(0.5, 1.0)
     bundle.save(model, replace(untuned, temperature=1.0, thresholds={"default": half}), arrays)
-    scoring = EvaluateConfig(
-        data=config.data,
+    scoring = ScoringOptions(
         model=model,
         output=files.join(draft, "scores"),
         threshold="default",
