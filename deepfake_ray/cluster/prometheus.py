@@ -25,7 +25,7 @@ class RunMetrics:
 
     def update(self, done: int, errors: Mapping[str, int], images_per_s: float | None) -> None:
         """Set how many images are done since the run began, how many of them are errors, by code, and their rate
-        (`progress.Rate`)."""
+        (`console.Rate`)."""
         for outcome, number in {OK: done - sum(errors.values()), **errors}.items():
             more = number - self._counted.get(outcome, 0)
             if more > 0:  # a training that lost a worker goes back some steps

@@ -23,7 +23,7 @@ def is_inventory(place: str) -> bool:
 
 
 def inventory_pages(place: str) -> Iterator[pa.Table]:
-    """Pages of `files.FILES` from an S3 Inventory in Parquet or CSV; current versions only.
+    """Pages of `image_files.FILES` from an S3 Inventory in Parquet or CSV; current versions only.
 
     The format is that of the Amazon S3 user guide, "Amazon S3 Inventory lists".
 

@@ -116,7 +116,7 @@ def _pages_of_place(place: str, pick: Pick, limit: int | None, shared_storage: b
 
 
 def rows_of(listed: pa.Table) -> pa.Table:
-    """Files (`listing.FILES`) as manifest rows."""
+    """Files (`image_files.FILES`) as manifest rows."""
     return manifest_rows({name: listed[name] for name in ("uri", "num_bytes", "etag", "mtime")}, len(listed))
 
 

@@ -1,4 +1,4 @@
-"""`train(config)`: labelled images in, a bundle out. The driver; `trainer.py` runs on the workers."""
+"""`train(config)`: labelled images in, a bundle out. The driver; `training.worker` runs on the workers."""
 
 import logging
 import subprocess

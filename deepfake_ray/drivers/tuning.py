@@ -1,6 +1,6 @@
 """Temperature and thresholds of a new bundle, chosen on its own scores of the validation split. Driver's code.
 
-The scores are those of `scoring.score_manifest`, not of the training loop, whose forward pass has other batches and
+The scores are those of `score.score_manifest`, not of the training loop, whose forward pass has other batches and
 unfolded batch norms: what is promised of a threshold is promised of the logits that scoring writes.
 """
 

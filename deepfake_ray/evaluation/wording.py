@@ -31,7 +31,7 @@ def result_text(result: Mapping[str, Any]) -> str:
 
 
 def cautions(result: Mapping[str, Any]) -> list[str]:
-    """What the figures of `measurement.measure` warn of, a sentence each."""
+    """What the figures of `summary.measure` warn of, a sentence each."""
     return [*_of_classes(result), *_of_clusters(result), *_of_auc(result), *_of_verdicts(result), *_of_promises(result)]
 
 

@@ -38,7 +38,7 @@ class Spec:
     prior: dict[str, float] = field(default_factory=dict)
     """Class -> its share among the images that p_fake is for; empty, where the bundle does not say."""
     scales: Scales = field(default_factory=dict)
-    """Of the activations, where the network computes in 8-bit integers (see `quantization`); empty: it does not."""
+    """Of the activations, where the network computes in 8-bit integers (see `int8`); empty: it does not."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """How it came to be: configuration, data, versions, validation figures."""
     classes: tuple[str, ...] = CLASSES

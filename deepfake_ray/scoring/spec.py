@@ -37,7 +37,7 @@ class ScorerSpec:
     """`cpu` or `cuda`."""
     run_id: str
     known: str | None = None
-    """Of a file of `known.build`."""
+    """Of a file of `reuse.build`."""
     degradations: tuple[str, ...] = ()
     """Names of `DEGRADATIONS`: each image is scored after each of them, instead of as it is."""
 

@@ -69,7 +69,7 @@ def walk(data: bytes) -> PngFile:
         elif kind == b"tRNS" and header is not None and not (transparency or has_pixels):
             if _fits(header, length, has_palette=has_palette):
                 transparency = bytes(content)
-                if header[8] < 16:  # of 16 bits Pillow compares 8: `images` makes up for it
+                if header[8] < 16:  # of 16 bits Pillow compares 8: `decode` makes up for it
                     _append(needed, position, end)
         elif kind == b"eXIf" and not exif:
             exif = bytes(content[:_TEXT_BYTES])
