@@ -16,8 +16,8 @@ from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
 from deepfake_ray.console import say
+from deepfake_ray.starting import SIGNALS, end_at_once
 
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "stopped by SIGTERM"}
 STOP, CATCH_UP = b"\x00", b"\xff"
 """No signals: what the thread is told beside their numbers."""
 SECONDS_TO_END = 20.0
@@ -57,7 +57,7 @@ class Interrupts:
         global _active
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        self._handlers = {number: signal.getsignal(number) for number in WORDS}
+        self._handlers = {number: signal.getsignal(number) for number in SIGNALS}
         self._wakeup = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
         self._thread.start()
@@ -73,7 +73,8 @@ class Interrupts:
         if self._number is not None:
             return  # the process is to end, whatever threads it still waits for
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # The job has ended: what is left of the process does so with its exit code.
+            signal.signal(number, signal.SIG_IGN if handler is end_at_once else handler)
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writer, STOP)
         self._thread.join()
@@ -82,7 +83,7 @@ class Interrupts:
 
     def own(self) -> None:
         """Take the signals (back) from who else handles them."""
-        for number in WORDS:
+        for number in SIGNALS:
             signal.signal(number, self._raise)
 
     def over(self, code: int) -> None:
@@ -105,7 +106,7 @@ class Interrupts:
                     return
                 if number == CATCH_UP[0]:
                     self._caught_up.set()
-                elif number in WORDS:
+                elif number in SIGNALS:
                     self._received(number)
 
     def _received(self, number: int) -> None:
@@ -120,7 +121,7 @@ class Interrupts:
             advice = self.advice()
         except Exception as error:  # a storage that does not answer must not keep the line back
             advice = f"the same command with --resume goes on from what is written ({error})"
-        say(f"{WORDS[signal.Signals(number)]}: {advice}")
+        say(f"{SIGNALS[signal.Signals(number)]}: {advice}")
 
     def _end(self) -> NoReturn:
         sys.stderr.flush()

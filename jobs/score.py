@@ -1,9 +1,6 @@
 """Score images with a bundle: python jobs/score.py --images FOLDER --model BUNDLE --output FOLDER"""
 
-import sys
-
-from deepfake_ray.config import ScoreConfig
-from deepfake_ray.drivers import cli
+from deepfake_ray.starting import start
 
 if __name__ == "__main__":
-    sys.exit(cli.main(ScoreConfig, "deepfake_ray.drivers.score:score"))
+    start("ScoreConfig", "deepfake_ray.drivers.score:score")

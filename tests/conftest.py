@@ -1,10 +1,8 @@
 import os
-from pathlib import Path
 
 import hypothesis
 import pytest
 
-ROOT = Path(__file__).parents[1]
 # As the jobs do where they start Ray: else tests spend their time starting processes.
 os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
 # A lost node is noticed after some seconds, not after half a minute.

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
+from checkout import ROOT
 from clusters import autoscaling_cluster, cluster
-from conftest import ROOT
 from processes import run_job, scorer_processes, start_job, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

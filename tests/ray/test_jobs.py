@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from checkout import ROOT
 from chunks import scorer_spec
-from conftest import ROOT
 from PIL import Image
 from processes import kill_when, run_job, scorer_processes, start_job
 from scored import read, score

@@ -12,7 +12,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 import simplejpeg
-from conftest import ROOT
+from checkout import ROOT
 from s3_server import LIMITED_KEYS, Server
 
 from deepfake_ray.data import manifest

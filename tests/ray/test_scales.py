@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from scored import read, score
 
 from deepfake_ray.config import EvaluateConfig

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from checkout import ROOT
 from clusters import free_port, started_head
-from conftest import ROOT
 from processes import halted, scorer_processes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from conftest import ROOT
+from checkout import ROOT
 
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig
 

@@ -8,7 +8,7 @@ import sys
 import time
 
 import ray
-from conftest import ROOT
+from checkout import ROOT
 
 
 def _command(job, flags, address):

@@ -7,7 +7,7 @@ import botocore.session
 import pytest
 import yaml
 from botocore.validate import ParamValidator
-from conftest import ROOT
+from checkout import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from deepfake_ray.cluster.placement import DATA_LABEL

@@ -16,7 +16,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from processes import command_lines, descendants
 
 BEFORE = signal.getsignal(signal.SIGINT)
@@ -213,6 +213,38 @@ def test_a_bug_is_shown_whole(job, flags):
     assert [json.loads(line) for line in done.stdout.splitlines()] == (
         [{"error": "ZeroDivisionError: a bug", "exit_code": 1}] if flags else []
     )
+
+
+IMPORTING = """
+import os, signal, sys, weakref
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "deepfake_ray.drivers.cli":
+            class Forgotten: pass
+            gone = Forgotten()
+            reference = weakref.ref(gone, lambda _: os.kill(os.getpid(), int(sys.argv[1])))
+            del gone  # an exception from a callback would be lost here
+
+sys.meta_path.insert(0, Finder())
+from deepfake_ray.starting import start
+start("ScoreConfig", "os:nothing")
+"""
+
+
+@pytest.mark.parametrize(("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "stopped by SIGTERM")])
+def test_while_it_imports_what_it_needs(number, word):
+    """A job that was interrupted half a second after its start showed a traceback, and went on to the end."""
+    command = [sys.executable, "-c", IMPORTING, str(number.value)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (128 + number, f"{word}: nothing was begun\n")
 
 
 def in_a_terminal(command, pattern, environment):

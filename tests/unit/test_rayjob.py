@@ -6,7 +6,7 @@ import shlex
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import ROOT
+from checkout import ROOT
 
 from deepfake_ray.cluster.placement import DATA_LABEL
 from deepfake_ray.config import ScoreConfig

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
+from checkout import ROOT
 from clusters import free_port
-from conftest import ROOT
 
 from deepfake_ray.cluster import session
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkout import ROOT
 from commands import loading
-from conftest import ROOT
 
 from deepfake_ray.cluster import session
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig

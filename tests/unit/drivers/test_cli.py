@@ -6,8 +6,8 @@ import sys
 from dataclasses import MISSING, fields
 
 import pytest
+from checkout import ROOT
 from commands import CONFIGS, loading
-from conftest import ROOT
 
 from deepfake_ray.config import EvaluateConfig, QuantizeConfig, ScoreConfig, TrainConfig
 from deepfake_ray.drivers import cli

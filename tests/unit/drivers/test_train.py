@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 from deepfake_ray.drivers.train import default_global_batch_size, git_revision
 from deepfake_ray.drivers.training_data import look_at_data

@@ -6,7 +6,7 @@ import sys
 import hostile
 import numpy as np
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 from PIL import Image
 
 from deepfake_ray.errors import ErrorCode, ImageError
@@ -72,7 +72,7 @@ def test_declared_sizes_are_checked_before_memory_is_taken(data):
 
 MEASURED = """
 import io, resource, sys
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/support")
 import hostile
 from PIL import Image
 from deepfake_ray.errors import ImageError

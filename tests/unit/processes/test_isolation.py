@@ -3,7 +3,7 @@ import signal
 import time
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 from deepfake_ray.processes import isolation
 from deepfake_ray.processes.isolation import Isolated, WorkerDiedError

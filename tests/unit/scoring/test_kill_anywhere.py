@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from checkout import ROOT
 from chunks import jpeg
-from conftest import ROOT
 from serial import EXIT
 
 CHANGING = ["run_id", "scored_at"]

@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from conftest import ROOT
+from checkout import ROOT
 
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.storage import files, output_lock, outputs
