@@ -6,8 +6,8 @@ from the command to the first finished batch, of 100 images in the case of that 
 
     python benchmarks/compare_scoring.py --faces FOLDER --small FOLDER --output benchmarks/results/NAME
 
-writes NAME.md (the table), NAME.csv (each run) and NAME.png, and the tables of README.md. --cases measures some anew.
-Needs pip install -e '.[bench]'.
+writes NAME.md (the table), NAME.csv (each run) and NAME.png, and the tables of
+docs/performance.md. --cases measures some anew. Needs pip install -e '.[bench]'.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import pyarrow.dataset as pads
 import simplejpeg
 import torch
 from PIL import Image
-from readme import into_readme, kept_runs, markdown, rate, write_runs
+from result_tables import into_performance, kept_runs, markdown, rate, write_runs
 from score_throughput import make_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -293,8 +293,8 @@ def write(rows, output):
     write_runs(rows, output)
     Path(f"{output}.md").write_text(table(rows) + "\n")
     picture(rows, f"{output}.png")
-    into_readme("scoring", table(rows))
-    into_readme("cost", cost(rows))
+    into_performance("scoring", table(rows))
+    into_performance("cost", cost(rows))
 
 
 def main():

@@ -6,8 +6,8 @@ steps on a batch that is in memory.
     python benchmarks/compare_training.py --small FOLDER --faces FOLDER --output benchmarks/results/NAME
 
 FOLDERs have Train/ and Validation/ with a folder for each class: some 10,000 images of 32 px, and some 700 faces.
-Writes NAME.md (the table) and NAME.csv (each run), and the table into README.md, if that has a place for it. --cases
-measures some anew. Needs pip install -e '.[bench]'.
+Writes NAME.md (the table) and NAME.csv (each run), and the table into docs/performance.md, if it has a
+place for it. --cases measures some anew. Needs pip install -e '.[bench]'.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from readme import into_readme, kept_runs, markdown, rate, write_runs
+from result_tables import into_performance, kept_runs, markdown, rate, write_runs
 
 ROOT = Path(__file__).parents[1]
 OURS, LIMIT = "this project", "limit"
@@ -122,7 +122,7 @@ def main():
         rows += compare(case, [*flags, "--weights", "none"], options.rounds)
         write_runs(rows, options.output)
         Path(f"{options.output}.md").write_text(table(rows) + "\n")
-        into_readme("training", table(rows))
+        into_performance("training", table(rows))
     print(table(rows))
 
 

@@ -4,7 +4,7 @@
 
 Images of 32 px are linked under new names where the folder has too few. Memory is the proportional set size (shared
 pages are divided among who shares them) of the driver, and of it and all processes below it, Ray's own included, once a
-second. Puts the table into README.md.
+second. Puts the table into docs/performance.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import psutil
-from readme import into_readme, markdown, rate
+from result_tables import into_performance, markdown, rate
 from score_throughput import make_bundle
 
 ROOT = Path(__file__).parents[1]
@@ -74,7 +74,7 @@ def main():
                 rows.append([f"{number:,}", str(workers), rate(speed), f"{seconds:.0f} s", *memory])
                 print(rows[-1], flush=True)
     columns = ["images", "workers", "images/s", "command to end", "driver, MiB", "all processes, MiB"]
-    into_readme("growth", markdown(columns, rows))
+    into_performance("growth", markdown(columns, rows))
 
 
 if __name__ == "__main__":

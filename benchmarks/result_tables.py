@@ -1,9 +1,9 @@
-"""Tables that the benchmarks write: NAME.csv, Markdown, and their places in README.md."""
+"""Tables that the benchmarks write: NAME.csv, Markdown, and their places in docs/performance.md."""
 
 import csv
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 
 def markdown(columns, rows):
@@ -31,10 +31,10 @@ def kept_runs(output, numbers):
         return [row | {name: float(row[name]) for name in numbers} for row in csv.DictReader(file)]
 
 
-def into_readme(name, text):
+def into_performance(name, text):
     """Put the table between the marks of that name, if there are some."""
     begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    head, begin, rest = README.read_text().partition(begin)
+    head, begin, rest = PAGE.read_text().partition(begin)
     _, end, tail = rest.partition(end)
     if begin and end:
-        README.write_text(f"{head}{begin}{text}\n{end}{tail}")
+        PAGE.write_text(f"{head}{begin}{text}\n{end}{tail}")
