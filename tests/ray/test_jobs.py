@@ -216,10 +216,11 @@ def test_known_scores_are_taken_over(trained, sample_folder, tmp_path):
     assert sorted(os.listdir(tmp_path / "b")) == ["_SUCCESS", "manifest", "predictions", "run.json"]
 
 
-def test_the_readme_reads_the_predictions(trained, sample_folder, tmp_path):
-    """Its Python block, run as it stands."""
+def test_readme_and_docs_read_the_predictions(trained, sample_folder, tmp_path):
+    """Their Python blocks, run as they stand."""
     score(images=sample_folder / "Test", model=trained / "model", output=tmp_path / "runs" / "first-scores")
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    pages = [(ROOT / page).read_text() for page in ("README.md", "docs/scoring.md")]
+    code = "\n".join(block for page in pages for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / "runs" / "first-scores")

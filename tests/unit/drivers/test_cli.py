@@ -1,6 +1,4 @@
-import itertools
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -63,43 +61,6 @@ def test_help_names_every_flag(job):
         of_flag = re.split(r" --[a-z][a-z-]+ [A-Z{\[]", text.split(flag, 1)[1])[0]
         if field.default not in (MISSING, (), ""):
             assert f"(default: {field.default})" in of_flag, of_flag
-
-
-def commands_of(document):
-    text = (ROOT / document).read_text().replace("\\\n", " ")
-    fenced = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
-    blocks = "\n".join(block for language, block in fenced if language == "sh")
-    return [(job, words_of(rest)) for job, rest in re.findall(r"python jobs/(\w+)\.py(.*)", blocks)]
-
-
-def words_of(line):
-    """As the shell reads them, to the end of the command: & | # may stand in quotes."""
-    lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    return list(itertools.takewhile(lambda word: word.strip("();<>|&"), lexer))
-
-
-def test_every_command_in_the_readme_is_understood():
-    commands = commands_of("README.md")
-    assert {job for job, _ in commands} == set(CONFIGS)
-    for job, flags in commands:
-        cli.parse(CONFIGS[job], flags)
-
-
-def test_every_flag_named_in_the_readme_exists():
-    named = set(re.findall(r"`--([a-z][a-z-]+)", (ROOT / "README.md").read_text()))
-    known = {name.replace("_", "-") for config in CONFIGS.values() for name in config.__dataclass_fields__}
-    of_ray = {"no-wait", "runtime-env-json"}
-    assert named - known == of_ray
-
-
-def test_readme_names_every_package_and_job():
-    text = (ROOT / "README.md").read_text()
-    packages = [path.parent.name for path in sorted((ROOT / "deepfake_ray").glob("*/__init__.py"))]
-    modules = [path.name for folder in ("deepfake_ray", "jobs") for path in sorted((ROOT / folder).glob("*.py"))]
-    assert len(packages) >= 10
-    for name in [*(f"{package}/" for package in packages), *modules]:
-        assert name == "__init__.py" or re.search(rf"(^|[\s/]){re.escape(name)}\s", text), name
 
 
 @pytest.mark.parametrize("config", MINIMAL)
