@@ -10,6 +10,8 @@ from tqdm import tqdm
 SECONDS_BETWEEN_LINES = 5.0
 BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} images [{elapsed}{postfix}]"
 """tqdm's without its rate, which counts the start-up."""
+_said: set[str] = set()
+"""What this process has warned of, by `Dispensable`."""
 
 
 class Rate:
@@ -126,6 +128,29 @@ def show(text: str) -> None:
     """A result, on standard output, where programs look for it; keeps clear of a bar that is being drawn."""
     tqdm.write(text, file=sys.stdout)
     sys.stdout.flush()
+
+
+class Dispensable:
+    """A context manager for what may fail and must not cost the job: warns once per process, and goes on after it.
+
+    Args:
+        problem: what cannot be done.
+        consequence: of that, for the user.
+    """
+
+    def __init__(self, problem: str, consequence: str):
+        self._problem, self._consequence = problem, consequence
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if self._problem not in _said:
+            _said.add(self._problem)
+            say(f"warning: {self._problem} ({type(error).__name__}: {error}): {self._consequence}")
+        return True
 
 
 def duration(seconds: float) -> str:

@@ -3,15 +3,12 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import ray
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 
 from deepfake_ray.cluster.placement import ClusterTooSmallError, Node
+from deepfake_ray.cluster.ray_internals import autoscaler_state
 from deepfake_ray.cluster.session import cluster_nodes
 from deepfake_ray.console import say
 
@@ -35,7 +32,7 @@ def planned(plan: Callable[[Sequence[Node]], Plan]) -> Plan:
     try:
         return plan(cluster_nodes())
     except ClusterTooSmallError as error:
-        if not is_autoscaler_v2():  # without one, or with that of old, there is nobody to tell what will come
+        if autoscaler_state() is None:  # there is nobody to tell what will come
             raise
         with _asked_for(error.bundles):
             return _wait(plan, error)
@@ -53,7 +50,9 @@ def _wait(plan: Callable[[Sequence[Node]], Plan], error: ClusterTooSmallError) -
                 request_resources(bundles=[dict(bundle) for bundle in latest.bundles])
             error = latest
         now = time.monotonic()
-        state = _state()
+        state = autoscaler_state()
+        if state is None:
+            raise error
         waited = f"{now - started:.0f} s"
         if _is_refused(state, error.bundles):
             raise ClusterTooSmallError(f"{error} Its autoscaler cannot add such nodes.", error.bundles)
@@ -77,17 +76,10 @@ def _asked_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
         request_resources(bundles=[])  # or these nodes would stay for ever
 
 
-def _is_refused(state: AutoscalingState, bundles: Sequence[Mapping[str, float]]) -> bool:
+def _is_refused(state: Any, bundles: Sequence[Mapping[str, float]]) -> bool:
     """Whether the autoscaler says that it cannot have these; what it says may still be about an earlier request."""
     return any(
         request.count == len(bundles) and dict(request.request.resources_bundle) == dict(bundles[0])
         for constraint in state.infeasible_cluster_resource_constraints
         for request in constraint.resource_requests
     )
-
-
-def _state() -> AutoscalingState:
-    """What the autoscaler last said of itself."""
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(GcsClient(ray.get_runtime_context().gcs_address).get_cluster_status())
-    return reply.autoscaling_state

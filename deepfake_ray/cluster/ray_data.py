@@ -5,9 +5,9 @@ from typing import Any
 
 import ray
 from ray.data import DataContext, ExecutionResources
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from deepfake_ray.cluster.local_ray import is_alone, start_no_helpers
+from deepfake_ray.cluster.local_ray import is_alone
+from deepfake_ray.cluster.ray_internals import actors_of, num_task_events, start_no_helpers
 
 BYTES_PER_TASK = 16 * 1024 * 1024
 LEAST_BYTES_AHEAD = 16 * BYTES_PER_TASK
@@ -22,7 +22,23 @@ SHARE_TO_SLEEP = 0.125
 """Of the time since a task was last begun or done."""
 
 
-class Breathe(ExecutionCallback):
+class Callback:
+    """What Ray Data calls in the course of an execution: its `ExecutionCallback`, which is a private class."""
+
+    def before_execution_starts(self, executor: Any) -> None:
+        """Called at the beginning."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Called after each step of the scheduling loop."""
+
+    def after_execution_succeeds(self, executor: Any) -> None:
+        """Called at the end."""
+
+    def after_execution_fails(self, executor: Any, error: Exception) -> None:
+        """Called at the end."""
+
+
+class Breathe(Callback):
     """Makes Ray Data's scheduling loop sleep between its steps; the longer, the longer nothing has happened.
 
     In 2.60 the loop spins without pause while its output is not wanted yet, which is how it should be most of the
@@ -36,17 +52,14 @@ class Breathe(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """Called after each step."""
-        num_tasks = sum(
-            operator.metrics.num_tasks_submitted + operator.metrics.num_tasks_finished
-            for operator in executor._topology
-        )
+        num_tasks = num_task_events(executor)
         if num_tasks != self._num_tasks:
             self._num_tasks, self._changed_at = num_tasks, time.monotonic()
         shortest, longest = SECONDS_BETWEEN_STEPS
         time.sleep(min(longest, max(shortest, SHARE_TO_SLEEP * (time.monotonic() - self._changed_at))))
 
 
-class EndActors(ExecutionCallback):
+class EndActors(Callback):
     """Ends the actors of an execution when it ends.
 
     Ray Data only forgets them, and they live, and hold their CPUs, for as long as anything else names them: the
@@ -58,9 +71,7 @@ class EndActors(ExecutionCallback):
 
     def on_execution_step(self, executor: Any) -> None:
         """Called after each step."""
-        for operator in executor._topology:
-            if hasattr(operator, "_actor_pool"):
-                self._actors.update(dict.fromkeys(operator._actor_pool._actor_to_logical_id))
+        self._actors.update(dict.fromkeys(actors_of(executor)))
 
     def after_execution_succeeds(self, executor: Any) -> None:
         """Called at the end."""

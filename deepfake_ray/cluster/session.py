@@ -13,8 +13,9 @@ from typing import Self
 import ray
 
 from deepfake_ray import interrupts
-from deepfake_ray.cluster.local_ray import MARK, end_helpers, is_alone
+from deepfake_ray.cluster.local_ray import MARK, is_alone
 from deepfake_ray.cluster.placement import DATA_LABEL, Node
+from deepfake_ray.cluster.ray_internals import HEAD, RAY_VERSION, end_helpers
 from deepfake_ray.console import say
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.storage import files
@@ -23,7 +24,7 @@ from deepfake_ray.storage.errors import first_line
 QUIET_LOGGERS = {"ray.data": logging.CRITICAL, "ray.train": logging.ERROR, "ray.tune": logging.ERROR}
 """Ray Data logs the loss of a node as an error, with its traceback; what ends a run is raised as well."""
 _ANNOUNCEMENT = b"Set ray log level"
-
+CONNECT_TIMEOUT_S = 10.0
 
 _is_verbose = False
 
@@ -33,6 +34,7 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
     """Ray for what is done inside: begun by the first `start_ray`, ended with the block, unless it was there before."""
     global _is_verbose
     _is_verbose = verbose
+    require_pinned_ray()
     was_there = ray.is_initialized()
     try:
         yield
@@ -41,15 +43,29 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
             ray.shutdown()
 
 
+def require_pinned_ray() -> None:
+    """Refuse another Ray than the one that this project is made and tested for.
+
+    Raises:
+        UserError: it is another.
+    """
+    if ray.__version__ != RAY_VERSION:
+        raise UserError(
+            f"Ray must be {RAY_VERSION}, the version that this project is tested with: got {ray.__version__}; "
+            f'pip install "ray[default,data,train]=={RAY_VERSION}", on all nodes of a cluster.'
+        )
+
+
 def start_ray() -> None:
     """Join the cluster at RAY_ADDRESS (set for submitted jobs), else start one here; nothing where Ray is up already.
 
     Whatever asks for the cluster's nodes calls it, so that a job lists and checks what it can before.
 
     Raises:
-        UserError: the cluster does not let this user in.
+        UserError: it is another Ray than the pinned one; the cluster does not let this user in.
         JobError: Ray does not start, twice.
     """
+    require_pinned_ray()
     if ray.is_initialized():
         return
     for name, quiet in QUIET_LOGGERS.items():
@@ -162,15 +178,6 @@ def _refused(reason: str) -> UserError:
         "set RAY_AUTH_MODE=token with the token in RAY_AUTH_TOKEN or ~/.ray/auth_token. `http://...:8265` is for "
         "`ray job submit` alone."
     )
-
-
-def has_dashboard() -> bool:
-    """Whether the cluster has one, which answers questions about its actors."""
-    return bool(ray._private.worker.get_dashboard_url())
-
-
-CONNECT_TIMEOUT_S = 10.0
-HEAD = "node:__internal_head__"
 
 
 def cluster_nodes() -> list[Node]:

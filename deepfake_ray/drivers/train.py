@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,8 @@ from typing import Any
 import numpy as np
 import ray
 import ray.train
-import ray.train.torch
 import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import deepfake_ray
@@ -23,7 +19,8 @@ from deepfake_ray import schema
 from deepfake_ray.cluster import precision
 from deepfake_ray.cluster.autoscaling import planned
 from deepfake_ray.cluster.placement import TrainingPlacement, plan_training
-from deepfake_ray.cluster.session import check_places, has_dashboard
+from deepfake_ray.cluster.ray_internals import noted_checkpoints, trainer_class
+from deepfake_ray.cluster.session import check_places
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import duration, say, show
 from deepfake_ray.data import leakage, manifest
@@ -57,10 +54,7 @@ from deepfake_ray.training.worker import LoopSpec, train_loop
 log = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""In which Ray Train notes the checkpoints of a run."""
 REENCODED_QUALITY = 90
-SECONDS_TO_ABORT = 5.0
 
 
 def train(config: TrainConfig) -> Spec:
@@ -206,29 +200,9 @@ def default_global_batch_size(image_size: int, num_workers: int) -> int:
     return max(128 if image_size <= 64 else 32, 2 * num_workers)
 
 
-class _Trainer(ray.train.torch.TorchTrainer):
-    """Without actors that are not needed here: the one that hands out datasets, as each worker makes its own; and,
-    where there is no dashboard, the one that watches through it whether the controller lives. It would ask in vain,
-    and the run would wait ten seconds for it at its end.
-    """
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Not Ray's handler, which is never taken back, swallows Ctrl-C, and ends the process with 0."""
-        self._controller = controller
-
-    def abort(self) -> None:
-        """End the controller, and with it the workers; after an interruption, as Ray's handler would have."""
-        with suppress(AttributeError, ray.exceptions.RayError):
-            ray.get(self._controller.abort.remote(), timeout=SECONDS_TO_ABORT)
-
-    def _create_default_callbacks(self) -> list[Any]:
-        without = (DatasetsCallback,) if has_dashboard() else (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, without)]
-
-
 def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     placement = spec.placement
-    trainer = _Trainer(
+    trainer = trainer_class()(
         train_loop,
         train_loop_config={"spec": spec},
         scaling_config=ScalingConfig(
@@ -264,9 +238,9 @@ def _fit(spec: LoopSpec, output: str) -> ray.train.Checkpoint:
     # A killed driver may have left some that Ray does not know of. What its snapshot names must stay, the last one
     # beside the best, or a run that is killed before its bundle is written could not be resumed.
     places = files.join(output, CHECKPOINTS)
-    kept = files.read_bytes(files.join(places, SNAPSHOT)).decode()
-    for name in files.list_names(places):
-        if name.startswith("checkpoint_") and not name.endswith(".json") and name not in kept:
+    kept = noted_checkpoints(places)
+    for name in files.list_names(places) if kept is not None else ():
+        if name.startswith("checkpoint_") and not name.endswith(".json") and name not in (kept or ""):
             files.delete_directory(files.join(places, name))
     return checkpoint
 

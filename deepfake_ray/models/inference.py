@@ -10,6 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deepfake_ray.models import bundle, int8, networks
 from deepfake_ray.models.spec import Spec
+from deepfake_ray.models.torch_internals import prepare_compiling
 from deepfake_ray.schema import FP32
 
 
@@ -141,9 +142,6 @@ def _pools_of_pairs(network: nn.Module) -> nn.Module:
 
 
 def _compiled(detector: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    from torch._inductor import config
-
-    config.freezing = True  # weights become constants, laid out as the kernels want them
-    config.compile_threads = 1  # each scorer compiles for itself, beside the others
+    prepare_compiling()
     compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(detector)
     return compiled
