@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import ray
 import ray.train.torch
-from conftest import ROOT
+from checkout import ROOT
 from ray._private.node import Node
 from ray.data._internal.cluster_autoscaler import ClusterAutoscaler
 from ray.data._internal.execution import streaming_executor
@@ -105,7 +105,7 @@ def test_tasks_and_actors_of_an_execution(capsys, monkeypatch):
         return SimpleNamespace(metrics=SimpleNamespace(num_tasks_submitted=begun, num_tasks_finished=ended), **more)
 
     pool = SimpleNamespace(_actor_to_logical_id={"a": "1", "b": "2"})
-    executor = SimpleNamespace(_topology={operator(3, 2): None, operator(7, 0, _actor_pool=pool): None})
+    executor = SimpleNamespace(_topology=[operator(3, 2), operator(7, 0, _actor_pool=pool)])
     assert ray_internals.num_task_events(executor) == 12
     killed = []
     monkeypatch.setattr(ray, "kill", killed.append)
