@@ -10,8 +10,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deepfake_ray.cluster.local_ray import is_alone
-from deepfake_ray.models.hardware import cpu_computes_bf16, gpu_computes_bf16
-from deepfake_ray.schema import AUTO, BF16, FP32, INT8
+from deepfake_ray.models.hardware import chosen_precision, cpu_computes_bf16, gpu_computes_bf16
 
 PROBE_TIMEOUT_S = 60.0
 
@@ -27,12 +26,8 @@ def resolve(asked: str, *, use_gpu: bool, quantized: bool = False) -> str:
         use_gpu: whether the run computes on GPUs.
         quantized: whether its model computes in integers.
     """
-    if quantized:
-        return INT8
-    if asked != AUTO:
-        return asked
     native = gpu_computes_bf16 if use_gpu else cpu_computes_bf16
-    return BF16 if all(_answers(native, use_gpu)) else FP32
+    return chosen_precision(asked, quantized=quantized, is_native=lambda: all(_answers(native, use_gpu)))
 
 
 def _answers(native: Callable[[], bool], use_gpu: bool) -> list[bool]:

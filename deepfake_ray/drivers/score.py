@@ -23,9 +23,9 @@ from deepfake_ray.console import Progress, duration, say, show
 from deepfake_ray.data import manifest, predictions
 from deepfake_ray.data.listing import Pick
 from deepfake_ray.drivers.resuming import RUN, require_same_scores, scores_are_done
-from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.errors import JobError
 from deepfake_ray.images.decode import Limits
-from deepfake_ray.images.preprocessing import CROP, Preparation
+from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import Threshold, in_digits, require_same_precision
 from deepfake_ray.models.spec import Spec
@@ -33,16 +33,13 @@ from deepfake_ray.scoring import reuse
 from deepfake_ray.scoring.actors import reports_of, scoring_dataset
 from deepfake_ray.scoring.chunk_files import CHUNKS, Layout
 from deepfake_ray.scoring.error_limit import ErrorWatch, by_code
-from deepfake_ray.scoring.spec import Report, ScorerSpec
+from deepfake_ray.scoring.spec import Report, ScorerSpec, default_batch_size, require_suited
 from deepfake_ray.scoring.tally import Tally
 from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.output_lock import OutputLock, held
 
 MANIFEST = "manifest"
 STAGE = "score"
-GPU_BATCH_SIZE, CPU_BATCH_SIZE = 64, 32
-SMALL_BATCH_SIZE, SMALL = 64, 64 * 64
-"""On a CPU, of images of at most so many pixels: the weights are brought into the cache once a batch."""
 CHUNKS_PER_ACTOR = 16
 """Wanted: few enough to cost nothing, many enough to keep all actors busy to the end."""
 PIXELS_PER_CHUNK = 1024 * 224 * 224
@@ -99,16 +96,14 @@ def score_manifest(
     output = files.absolute(config.output)
     run_uri = files.join(output, RUN)
     model = bundle.load_spec(config.model)
-    if config.crops > 1 and model.preparation.resize != CROP:
-        raise UserError(
-            f"crops above 1 need a model that was trained on crops: got {config.crops}, and {config.model} resizes the "
-            "whole image; leave it out, or train with --recipe robust."
-        )
-    if model.scales and (config.compile or config.use_gpu == "yes" or config.precision == "bf16"):
-        raise UserError(
-            f"A quantised model runs on CPUs, in integers: {config.model} cannot be used with --compile, --use-gpu yes "
-            "or --precision bf16; leave them out, or give the model that it was made of."
-        )
+    require_suited(
+        model,
+        config.model,
+        crops=config.crops,
+        use_gpu=config.use_gpu,
+        precision=config.precision,
+        compiled=config.compile,
+    )
     resuming = config.resume and files.exists(run_uri)
     if resuming:
         run = files.read_json(run_uri)
@@ -267,12 +262,7 @@ def _sizes(
     variants: int,
 ) -> tuple[int, int]:
     """Images a forward pass, and a chunk: whole batches, so that only the last pass may have empty places."""
-    if config.batch_size:
-        batch_size = config.batch_size
-    elif placement.use_gpu:
-        batch_size = GPU_BATCH_SIZE
-    else:
-        batch_size = SMALL_BATCH_SIZE if preparation.image_size**2 <= SMALL else CPU_BATCH_SIZE
+    batch_size = config.batch_size or default_batch_size(preparation.image_size, use_gpu=placement.use_gpu)
     share = ceil(num_images / placement.num_actors)
     if share < batch_size:
         return share, share

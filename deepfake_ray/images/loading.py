@@ -108,6 +108,15 @@ class Loader:
                 image = loaded(position, data)
             yield image
 
+    def load_bytes(self, data: bytes) -> Loaded:
+        """One image whose encoded bytes are in memory."""
+        return self._decoded(data, self.places)
+
+    def load_pixels(self, pixels: Pixels) -> Loaded:
+        """One image that was decoded elsewhere: uint8 (H, W, 3) RGB, upright."""
+        crops = tuple(prepare(pixels, self.preparation, place) for place in self.places)
+        return Loaded(crops=crops, width=pixels.shape[1], height=pixels.shape[0])
+
     def _decoded(self, data: bytes | ImageError, places: Sequence[Place]) -> Loaded:
         if isinstance(data, ImageError):
             return Loaded(error=forgetful(data))

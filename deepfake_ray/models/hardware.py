@@ -1,7 +1,12 @@
 """What the processors of this machine are able to do. Knows neither Ray nor torch."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from deepfake_ray.schema import AUTO, BF16, FP32, INT8
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_tile"})
 """One of them, and the CPU multiplies bf16 natively; one that emulates it is several times slower than in fp32."""
@@ -15,6 +20,30 @@ import torch
 for index in range(torch.cuda.device_count()):
     print(*torch.cuda.get_device_capability(index), sep=".")
 """
+
+
+def chosen_precision(asked: str, *, quantized: bool, is_native: Callable[[], bool]) -> str:
+    """What to compute in: bf16, fp32 or int8.
+
+    Args:
+        asked: auto, bf16 or fp32.
+        quantized: whether the model computes in integers.
+        is_native: whether bf16 is, wherever it computes; called for `auto` only.
+    """
+    if quantized:
+        return INT8
+    if asked != AUTO:
+        return asked
+    return BF16 if is_native() else FP32
+
+
+def num_gpus() -> int:
+    """NVIDIA GPUs that this process may use, as far as the system's files tell."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 def cpu_computes_bf16() -> bool:

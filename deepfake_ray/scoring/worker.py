@@ -161,8 +161,8 @@ class _Forward:
         )
         self._stopwatch = Stopwatch()
 
-    def batch(self) -> "_Batch":
-        return _Batch(self._predictor, self._spec.batch_size, self._stopwatch)
+    def batch(self) -> "FixedBatch":
+        return FixedBatch(self._predictor, self._spec.batch_size, self._stopwatch)
 
     def write(self, work: LoadedChunk, scored: Mapping[Place, float]) -> Report:
         images = work.images
@@ -188,18 +188,27 @@ class _Forward:
         known = np.array([np.nan if image.logit is None else image.logit for image in work.images], np.float32)
         logits = np.repeat(known[:, None], max(1, len(self._spec.degradations)), axis=1)
         for place, logit in scored.items():
-            if not abs(logit) < HIGHEST:  # NaN, too: a comparison would call it real
-                raise JobError(
-                    f"the model gives {logit} for {work.rows['uri'][place[0]]}, which is no score: its weights are "
-                    "broken, train again, or use another model"
-                )
+            require_number(logit, str(work.rows["uri"][place[0]]))
             logits[place] = logit
         table = predictions(work.rows, work.images, logits, self._predictor.spec, self._spec)
         with files.new_file(chunk_file(self._spec.chunks, work.chunk.index)) as path:
             pq.write_table(table, path, compression="zstd")
 
 
-class _Batch:
+def require_number(logit: float, image: str) -> None:
+    """Refuse what is no score.
+
+    Raises:
+        JobError: the logit is not finite.
+    """
+    if not abs(logit) < HIGHEST:  # NaN, too: a comparison would call it real
+        raise JobError(
+            f"the model gives {logit} for {image}, which is no score: its weights are broken, train again, or use "
+            "another model"
+        )
+
+
+class FixedBatch:
     """Collects pixels and has them scored, always `batch_size` at a time.
 
     Every forward pass has the same shape, so the same bytes get the same logit, to the bit, wherever they lie.
@@ -213,6 +222,7 @@ class _Batch:
         self._scored: list[tuple[list[Place], Tensor]] = []
 
     def add(self, place: Place, pixels: Pixels) -> None:
+        """Take in one crop; scores the batch when it is full."""
         self._pixels[len(self._places)] = pixels
         self._places.append(place)
         if len(self._places) == len(self._pixels):
