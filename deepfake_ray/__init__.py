@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deepfake_ray.api import Detector as Detector
+    from deepfake_ray.api import evaluate as evaluate
+    from deepfake_ray.api import score as score
+    from deepfake_ray.api import train as train
 
 __version__ = "0.1.0"
-__all__ = ["Detector", "__version__"]
+__all__ = ["Detector", "__version__", "evaluate", "score", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ from deepfake_ray.scoring.spec import ScorerSpec, default_batch_size, require_su
 from deepfake_ray.scoring.worker import FixedBatch, require_number
 from deepfake_ray.storage import files
 
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]"
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | NDArray[np.uint8]
 """A path or URI, an encoded file, a picture of Pillow, or uint8 (H, W, 3) RGB pixels, upright."""
 Row = dict[str, Any]
 """One row of `schema.PREDICTIONS`: column -> value, None where unknown."""
@@ -135,7 +135,7 @@ class Detector:
         return self._spec.threshold.p_fake
 
     @overload
-    def __call__(self, images: ImageLike) -> Row: ...
+    def __call__(self, images: ImageLike) -> Row: ...  # type: ignore[overload-overlap]  # text is iterable, too
 
     @overload
     def __call__(self, images: Iterable[ImageLike]) -> list[Row]: ...
@@ -155,7 +155,7 @@ class Detector:
             JobError: the model is broken: its logits are not finite.
         """
         if _is_one(images):
-            return self._score([images])[0]
+            return self._score([images])[0]  # type: ignore[list-item]
         return self._score(list(images))  # type: ignore[arg-type]
 
     def _score(self, images: Sequence[ImageLike]) -> list[Row]:

@@ -34,7 +34,7 @@ def predictions(
     rows = rows.take(pa.array(np.repeat(np.arange(len(rows)), number)))
     images = [image for image in images for _ in range(number)]
     logits = logits.reshape(-1)
-    failed = np.array([image.error is not None for image in images])
+    failed = np.array([image.error is not None for image in images], bool)
     p_fake = p_fake_of(logits, model.temperature).astype(np.float32)
     called = np.where(called_fake(logits, spec.threshold), schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
 

@@ -7,8 +7,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+from checkout import ROOT
 from chunks import jpeg, listed, rows_of, scorer_spec
-from conftest import ROOT
 from PIL import Image
 
 import deepfake_ray
