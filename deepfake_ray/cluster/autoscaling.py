@@ -20,7 +20,7 @@ SECONDS_TO_ANSWER = 30.0
 """An autoscaler that has neither refused by then nor begun to start a node is not going to."""
 
 
-def planned(plan: Callable[[Sequence[Node]], Plan]) -> Plan:
+def plan_with_autoscaler(plan: Callable[[Sequence[Node]], Plan]) -> Plan:
     """`plan(nodes)`, as soon as there are nodes enough.
 
     Where the cluster has an autoscaler, it is asked for what is missing, and waited for, for as long as it takes: a

@@ -194,7 +194,7 @@ def cluster_nodes() -> list[Node]:
     ]
 
 
-def off_the_head() -> dict[str, str]:
+def avoid_head() -> dict[str, str]:
     """A label selector for tasks that ask for no CPU: not on a head that offers none."""
     for node in ray.nodes():
         if node["Alive"] and HEAD in node["Resources"] and not node["Resources"].get("CPU"):
@@ -259,7 +259,7 @@ def check_places(inputs: Sequence[str], output: str, *, shared_storage: bool) ->
     if is_alone():
         problem = _problem(inputs, output)  # the workers are on this machine, and reach what this process reaches
     else:
-        probe = ray.remote(num_cpus=0, label_selector=off_the_head())(_problem)
+        probe = ray.remote(num_cpus=0, label_selector=avoid_head())(_problem)
         problem = ray.get(probe.remote(list(inputs), output))
     if problem:
         raise UserError(problem)

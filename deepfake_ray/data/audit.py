@@ -26,7 +26,7 @@ IMBALANCE = 4.0
 """Warn when one class of a split has more than this many times the images of the other."""
 
 
-def of_manifest(table: pa.Table) -> dict[str, Any]:
+def audit_manifest(table: pa.Table) -> dict[str, Any]:
     """Look at a manifest's labelled rows.
 
     Returns:
@@ -94,7 +94,7 @@ def _repeated(table: pa.Table, facts: pa.Table) -> pd.DataFrame:
     return frame[frame.duplicated("sha256", keep=False)]
 
 
-def leaking(table: pa.Table, facts: pa.Table) -> list[dict[str, Any]]:
+def find_leaking_images(table: pa.Table, facts: pa.Table) -> list[dict[str, Any]]:
     """What is to be left out, so that no image is in two splits or in two classes.
 
     Of an image that is in several splits those rows stay that are in test, else in validation, whatever their number;
@@ -157,7 +157,9 @@ def zero_pixel_auc(table: pa.Table, facts: pa.Table, seed: int = 0) -> float | N
     return float(roc_auc_score(labels, scores))
 
 
-def of_evaluation(scored: pa.Table, trained: pa.Table | None, facts: pa.Table | None, seed: int = 0) -> dict[str, Any]:
+def audit_evaluation(
+    scored: pa.Table, trained: pa.Table | None, facts: pa.Table | None, seed: int = 0
+) -> dict[str, Any]:
     """Look at images that a model is judged by.
 
     Args:
@@ -167,7 +169,7 @@ def of_evaluation(scored: pa.Table, trained: pa.Table | None, facts: pa.Table | 
         seed: of a draw among many images.
 
     Returns:
-        `zero_pixel_auc`, `duplicates` (see there), `leaks` (`leakage.leaks`; None: not known) and `warnings`, a
+        `zero_pixel_auc`, `duplicates` (see there), `leaks` (`leakage.find_leaks`; None: not known) and `warnings`, a
         sentence each.
     """
     table = pa.table({"uri": scored["uri"], "label": scored["true_label"], "split": scored["split"]})
@@ -184,7 +186,7 @@ def of_evaluation(scored: pa.Table, trained: pa.Table | None, facts: pa.Table | 
         warnings.append(f"{repeated['num_across_classes']:,} images are in both classes, with the same bytes.")
     if trained is not None and facts is not None:
         tested = pa.table({"uri": scored["uri"], "sha256": scored["sha256"], "phash": facts["phash"]})
-        leaks = leakage.leaks(tested, trained, EXAMPLES)
+        leaks = leakage.find_leaks(tested, trained, EXAMPLES)
         number = leaks["num_exact"] + leaks["num_near"]
         if number:
             warnings.append(

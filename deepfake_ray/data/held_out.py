@@ -10,14 +10,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from deepfake_ray import schema
-from deepfake_ray.data.labels import Labelled, of_split, require_both_in_each, split_as
+from deepfake_ray.data.labels import Labelled, require_both_in_each, select_split, split_as
 from deepfake_ray.errors import UserError
 
 Hashes = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 """sha256 of the bytes at each of some URIs, null where they cannot be read."""
 
 
-def held_out(
+def select_held_out(
     images: Labelled, trained: pa.Table | None, provenance: dict[str, Any], hashes: Hashes
 ) -> tuple[Labelled, str]:
     """The images to evaluate on, and a line that says which these are.
@@ -87,7 +87,7 @@ def _test_split(images: Labelled, seen: NDArray[np.bool_]) -> Labelled:
             f"The test split must have images: of the {len(images.table):,} in {images.place}, training left none for "
             "it; give images that the model has not seen, or add --split all."
         )
-    chosen = of_split(unseen, schema.TEST, images.place)
+    chosen = select_split(unseen, schema.TEST, images.place)
     require_both_in_each(chosen.table)
     return chosen
 

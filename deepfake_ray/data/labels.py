@@ -101,7 +101,7 @@ def read_labelled(
     return found
 
 
-def labelled(config: TrainConfig | EvaluateConfig | QuantizeConfig) -> Labelled:
+def load_labelled(config: TrainConfig | EvaluateConfig | QuantizeConfig) -> Labelled:
     """`read_labelled`, as a job is configured; says what was taken for what."""
     found = read_labelled(
         config.data,
@@ -306,7 +306,7 @@ def require_both_in_each(table: pa.Table) -> None:
                 )
 
 
-def of_split(manifest: Labelled, split: str, data: str) -> Labelled:
+def select_split(manifest: Labelled, split: str, data: str) -> Labelled:
     """The rows of one split, renumbered; `all` keeps every row.
 
     Raises:

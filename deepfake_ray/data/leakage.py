@@ -65,7 +65,7 @@ def load(model: str) -> pa.Table | None:
         return pq.read_table(opened, schema=SCHEMA)
 
 
-def leaks(tested: pa.Table, trained: pa.Table, examples: int) -> dict[str, Any]:
+def find_leaks(tested: pa.Table, trained: pa.Table, examples: int) -> dict[str, Any]:
     """Images that a model is judged by and has seen.
 
     Args:

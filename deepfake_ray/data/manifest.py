@@ -21,7 +21,7 @@ from deepfake_ray import schema
 from deepfake_ray.data.digest import Digest
 from deepfake_ray.data.inventory import inventory_pages, is_inventory
 from deepfake_ray.data.listing import PREFIXES_AT_ONCE, Pick, files_in
-from deepfake_ray.data.repeated_uris import Distinct, hashes_of, repeated
+from deepfake_ray.data.repeated_uris import Distinct, find_repeated, hashes_of
 from deepfake_ray.data.tables import is_table, manifest_rows, table_pages
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage import files
@@ -120,7 +120,7 @@ def rows_of(listed: pa.Table) -> pa.Table:
     return manifest_rows({name: listed[name] for name in ("uri", "num_bytes", "etag", "mtime")}, len(listed))
 
 
-def of_pages(pages: Iterable[Page]) -> Manifest:
+def manifest_from_pages(pages: Iterable[Page]) -> Manifest:
     """The manifest that some pages are, in memory; each URI once.
 
     Raises:
@@ -128,7 +128,7 @@ def of_pages(pages: Iterable[Page]) -> Manifest:
     """
     found = list(pages)
     table = pa.concat_tables([schema.MANIFEST.empty_table(), *(page.rows for page in found)]).combine_chunks()
-    distinct = Distinct(repeated([hashes_of(table["uri"])]))
+    distinct = Distinct(find_repeated([hashes_of(table["uri"])]))
     table = numbered(distinct(table))
     distinct.require_agreement()
     num_repeated = distinct.num_repeated + sum(page.num_repeated_uris for page in found)
@@ -137,7 +137,7 @@ def of_pages(pages: Iterable[Page]) -> Manifest:
 
 def list_images(place: str, *, shared_storage: bool = False) -> Manifest:
     """All images of one place, in memory: see `pages_of`."""
-    return of_pages(pages_of([place], shared_storage=shared_storage))
+    return manifest_from_pages(pages_of([place], shared_storage=shared_storage))
 
 
 def count(table: pa.Table) -> dict[str, dict[str, int]]:
@@ -217,7 +217,7 @@ class Writer:
             UserError: a URI was named again with another label or split.
         """
         self._finish()
-        suspects = repeated(self._keys)
+        suspects = find_repeated(self._keys)
         if not len(suspects):
             return Listed(self._num_rows, self._num_others, self._digest.hexdigest(), self._num_repeated)
         self._keys = []

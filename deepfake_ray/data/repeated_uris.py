@@ -26,7 +26,7 @@ def _hashes(uris: pa.ChunkedArray, key: str) -> NDArray[np.uint64]:
     return found
 
 
-def repeated(hashes: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+def find_repeated(hashes: Iterable[NDArray[np.uint64]]) -> NDArray[np.uint64]:
     """The hashes that are there twice or more, each once and sorted."""
     keys = np.sort(np.concatenate([np.empty(0, np.uint64), *hashes]))
     return np.unique(keys[1:][keys[1:] == keys[:-1]])

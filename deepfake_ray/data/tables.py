@@ -19,7 +19,7 @@ from deepfake_ray.data.inventory import is_inventory
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage import files
 from deepfake_ray.storage.errors import first_line
-from deepfake_ray.storage.uris import normalised, refuse_unread
+from deepfake_ray.storage.uris import normalise_uris, refuse_unread
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".txt")
 
@@ -74,7 +74,7 @@ def _columns(table: pa.Table, place: str, *, shared_storage: bool) -> tuple[dict
     """The manifest's columns, and how labels that are numbers were read."""
     uris = table["uri"].cast(pa.string())
     refuse_unread(uris, place, local=shared_storage or files.is_local(place))
-    columns: dict[str, Any] = {"uri": normalised(uris, place.rsplit("/", 1)[0])}
+    columns: dict[str, Any] = {"uri": normalise_uris(uris, place.rsplit("/", 1)[0])}
     digits: set[str] = set()
     for name in set(schema.MANIFEST.names) & set(table.column_names) - {"uri", "row"}:
         columns[name] = _stripped(table[name]) if name in _TEXTS else table[name]

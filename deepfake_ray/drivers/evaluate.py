@@ -16,8 +16,8 @@ from deepfake_ray.cluster.session import cause_of, start_ray
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data import audit, leakage, manifest, tables
-from deepfake_ray.data.held_out import held_out
-from deepfake_ray.data.labels import draw, labelled, of_split
+from deepfake_ray.data.held_out import select_held_out
+from deepfake_ray.data.labels import draw, load_labelled, select_split
 from deepfake_ray.data.predictions import read_predictions
 from deepfake_ray.drivers.file_facts import image_facts
 from deepfake_ray.drivers.resuming import DEGRADED, RUN, require_same_scores, scores_are_done
@@ -32,7 +32,7 @@ from deepfake_ray.models.scores import Threshold, require_same_precision, thresh
 from deepfake_ray.models.spec import Spec
 from deepfake_ray.storage import files, outputs
 from deepfake_ray.storage.errors import first_line
-from deepfake_ray.storage.output_lock import OutputLock, held
+from deepfake_ray.storage.output_lock import OutputLock, hold_output
 
 METRICS = "metrics.json"
 COLUMNS = ["row", "uri", "sha256", "num_bytes", "status", *summary.COLUMNS]
@@ -50,7 +50,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if scores_are_done(config, output):
         finished: dict[str, Any] = files.read_json(files.join(output, METRICS))
         return finished
-    with held(output) as lock:
+    with hold_output(output) as lock:
         return _evaluate(config, output, lock)
 
 
@@ -102,15 +102,15 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
 
 
 def _labelled_pages(config: EvaluateConfig) -> list[manifest.Page]:
-    images = labelled(replace(config, limit=None))
+    images = load_labelled(replace(config, limit=None))
     if images.splits_made and config.split is None:
         trained = leakage.load(config.model)
         limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
         provenance = bundle.load_spec(config.model).provenance
-        images, line = held_out(images, trained, provenance, lambda uris: image_facts(uris, limits)["sha256"])
+        images, line = select_held_out(images, trained, provenance, lambda uris: image_facts(uris, limits)["sha256"])
         say(line)
     else:
-        images = of_split(images, config.split or schema.TEST, config.data)
+        images = select_split(images, config.split or schema.TEST, config.data)
     if config.limit is not None:
         images = draw(images, config.limit, config.seed, whole=images.splits_made)
         say(f"--limit: {len(images.table):,} of them, drawn at random")
@@ -141,7 +141,7 @@ def _join(config: EvaluateConfig, output: str) -> tuple[EvaluateConfig, dict[str
     if not config.resume:
         outputs.require_new_output(output, resumable=True)
     if config.data:
-        labels = of_split(labelled(config), config.split or "all", config.data).table
+        labels = select_split(load_labelled(config), config.split or "all", config.data).table
     else:
         labels = manifest.list_images(config.labels or "", shared_storage=config.shared_storage).table
         labels = labels.filter(labels["label"].is_valid())
@@ -198,7 +198,7 @@ def _audit(scored: pa.Table, config: EvaluateConfig, limits: Limits) -> dict[str
     facts = None
     if trained is not None:
         facts = image_facts(scored["uri"], limits)
-    return audit.of_evaluation(scored, trained, facts, config.seed)
+    return audit.audit_evaluation(scored, trained, facts, config.seed)
 
 
 def _as_scored(run: Mapping[str, Any], config: EvaluateConfig) -> EvaluateConfig:
@@ -226,7 +226,7 @@ def _degraded(
     # The rows there count the drawn images.
     row = drawn["row"].take(degraded["row"])
     degraded = degraded.set_column(degraded.column_names.index("row"), "row", row)
-    return robustness.by_degradation(scored, degraded, threshold, config.seed)
+    return robustness.figures_by_degradation(scored, degraded, threshold, config.seed)
 
 
 def _require_the_same_drawn(page: manifest.Page, place: str) -> None:
@@ -234,7 +234,7 @@ def _require_the_same_drawn(page: manifest.Page, place: str) -> None:
     storage gives only now change what is drawn from.
     """
     begun = files.join(place, RUN)
-    if files.exists(begun) and files.read_json(begun)["manifest_sha256"] != manifest.of_pages([page]).sha256:
+    if files.exists(begun) and files.read_json(begun)["manifest_sha256"] != manifest.manifest_from_pages([page]).sha256:
         files.delete(begun)  # first: without it nothing is taken for whole
         files.delete_directory(place)
 
@@ -284,7 +284,7 @@ def _write(
 ) -> None:
     labels, logits = summary.arrays(scored)
     report_text = metrics.classification_report(labels, logits, threshold)
-    pictures = figures.of_evaluation(labels, logits, result, model.temperature)
+    pictures = figures.draw_evaluation(labels, logits, result, model.temperature)
     files.write_json(files.join(output, METRICS), result)
     with files.new_file(files.join(output, "metrics.parquet")) as path:
         pq.write_table(summary.tidy(result), path, compression="zstd")

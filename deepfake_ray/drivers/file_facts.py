@@ -47,10 +47,10 @@ def image_facts(uris: pa.ChunkedArray, limits: Limits) -> pa.Table:
             num_cpus=min(1.0, cpus),
             label_selector=dict(label),
         )
-    return in_order(pa.concat_tables(ray.get(facts.to_arrow_refs())), table["uri"])
+    return require_order(pa.concat_tables(ray.get(facts.to_arrow_refs())), table["uri"])
 
 
-def in_order(facts: pa.Table, uris: pa.ChunkedArray) -> pa.Table:
+def require_order(facts: pa.Table, uris: pa.ChunkedArray) -> pa.Table:
     """Facts without their column uri, which must be `uris`: what follows pairs them with other columns by position."""
     if not facts["uri"].equals(uris):
         raise JobError(

@@ -14,15 +14,15 @@ import pyarrow.parquet as pq
 from deepfake_ray import schema
 from deepfake_ray.config import EvaluateConfig, JobConfig, TrainConfig
 from deepfake_ray.console import say, show
-from deepfake_ray.data.labels import labelled
+from deepfake_ray.data.labels import load_labelled
 from deepfake_ray.drivers import summaries
 from deepfake_ray.drivers.evaluate import evaluate
-from deepfake_ray.drivers.resuming import CONFIG, asked, is_done, require_same_request
+from deepfake_ray.drivers.resuming import CONFIG, asked_settings, is_done, require_same_request
 from deepfake_ray.drivers.train import train
-from deepfake_ray.drivers.training_data import leak_free
+from deepfake_ray.drivers.training_data import drop_leaks
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage import files, outputs
-from deepfake_ray.storage.output_lock import OutputLock, held
+from deepfake_ray.storage.output_lock import OutputLock, hold_output
 
 MATRIX = "leave_one_source_out.csv"
 NOTHING = "(nothing)"
@@ -38,7 +38,7 @@ def train_or_cross(config: TrainConfig) -> dict[str, Any]:
     output = files.absolute(config.output)
     if config.leave_one_source_out:
         return {"output": output, "leave_one_source_out": leave_one_source_out(config)}
-    return summaries.of_bundle(train(config), output)
+    return summaries.summarise_bundle(train(config), output)
 
 
 def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def leave_one_source_out(config: TrainConfig) -> list[dict[str, Any]]:
     output = files.absolute(config.output)
     if is_done(config, output, "a matrix of sources"):
         return _cells(files.join(output, MATRIX))
-    with held(output) as lock:
+    with hold_output(output) as lock:
         return _leave_one_source_out(config, output, lock)
 
 
@@ -63,7 +63,7 @@ def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) ->
         outputs.require_new_output(output, resumable=True)
     elif files.exists(settings_uri):
         require_same_request(config, files.read_json(settings_uri))
-    images = leak_free(labelled(config), config, output).table
+    images = drop_leaks(load_labelled(config), config, output).table
     fakes = images.filter(pc.equal(images["label"], schema.CLASSES[schema.FAKE]))
     sources = sorted(source for source in set(fakes["source"].to_pylist()) if source is not None)
     if len(sources) < 2:
@@ -73,7 +73,7 @@ def _leave_one_source_out(config: TrainConfig, output: str, lock: OutputLock) ->
         )
     if schema.TEST not in images["split"].to_pylist():
         raise UserError(f"leave-one-source-out needs a test split: {config.data} has none; add one.")
-    files.write_json(settings_uri, asked(config))
+    files.write_json(settings_uri, asked_settings(config))
     cells = [cell for left_out in (None, *sources) for cell in _without(left_out, images, config, output)]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(cells[0]))

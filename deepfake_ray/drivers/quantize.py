@@ -14,9 +14,9 @@ from deepfake_ray.cluster.session import check_places
 from deepfake_ray.config import QuantizeConfig
 from deepfake_ray.console import say, show
 from deepfake_ray.data import leakage
-from deepfake_ray.data.labels import labelled, of_split
+from deepfake_ray.data.labels import load_labelled, select_split
 from deepfake_ray.drivers import summaries
-from deepfake_ray.drivers.resuming import asked, require_quantised_of
+from deepfake_ray.drivers.resuming import asked_settings, require_quantised_of
 from deepfake_ray.drivers.tuning import save_tuned
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.evaluation.wording import number
@@ -25,7 +25,7 @@ from deepfake_ray.images.loading import Loader
 from deepfake_ray.models import bundle
 from deepfake_ray.models.spec import Scales, Spec
 from deepfake_ray.storage import files, outputs
-from deepfake_ray.storage.output_lock import OutputLock, held
+from deepfake_ray.storage.output_lock import OutputLock, hold_output
 
 BATCH_SIZE = 16
 
@@ -46,7 +46,7 @@ def quantize(config: QuantizeConfig) -> Spec:
         finished = bundle.load_spec(place)
         require_quantised_of(config, output, finished)
         return finished
-    with held(output) as lock:
+    with hold_output(output) as lock:
         return _quantize(config, output, place, lock)
 
 
@@ -56,15 +56,15 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
     spec, arrays = bundle.load(config.model)
     if spec.scales:
         raise UserError(f"model must be in floating point: {config.model} is quantised already; give the one before.")
-    images = labelled(config)
-    train, validation = (of_split(images, split, config.data) for split in (schema.TRAIN, schema.VALIDATION))
+    images = load_labelled(config)
+    train, validation = (select_split(images, split, config.data) for split in (schema.TRAIN, schema.VALIDATION))
     check_places([config.model, config.data], output, shared_storage=config.shared_storage)
     scales = _scales(train.table["uri"], config)
     untuned = replace(
         spec,
         scales=scales,
         precision=schema.INT8,
-        provenance={**spec.provenance, "quantised_from": spec.model_id, **asked(config)},
+        provenance={**spec.provenance, "quantised_from": spec.model_id, **asked_settings(config)},
     )
     quantised = save_tuned(
         untuned,
@@ -90,7 +90,7 @@ def _quantize(config: QuantizeConfig, output: str, place: str, lock: OutputLock)
 
 def quantize_to_summary(config: QuantizeConfig) -> dict[str, Any]:
     """What jobs/quantize.py does: `quantize`, and its summary."""
-    return summaries.of_bundle(quantize(config), files.absolute(config.output))
+    return summaries.summarise_bundle(quantize(config), files.absolute(config.output))
 
 
 def _scales(train: pa.ChunkedArray, config: QuantizeConfig) -> Scales:

@@ -42,7 +42,7 @@ def quickstart(config: QuickstartConfig) -> dict[str, Any]:
     say("The sample is synthetic: these figures say that the program works, not how well it finds deepfakes.")
     return {
         "output": str(folder),
-        "train": summaries.of_bundle(trained, training.output),
+        "train": summaries.summarise_bundle(trained, training.output),
         "score": scored,
         "evaluation": evaluated,
     }

@@ -8,9 +8,9 @@ from deepfake_ray.console import say
 from deepfake_ray.errors import OF_THE_STORAGE, UserError
 from deepfake_ray.models import bundle
 from deepfake_ray.models.spec import Spec
-from deepfake_ray.scoring.error_limit import by_code
+from deepfake_ray.scoring.error_limit import describe_errors
 from deepfake_ray.storage import files, outputs
-from deepfake_ray.storage.output_lock import held
+from deepfake_ray.storage.output_lock import hold_output
 
 RUN, CONFIG, DEGRADED = "run.json", "config.json", "degraded"
 _OF_EACH_SOURCE = frozenset({"data", "labels", "group_regex", "split_by", "limit"})
@@ -47,7 +47,8 @@ def scores_are_done(config: ScoringOptions, output: str) -> bool:
     if files.exists(degraded):
         missing |= _not_given(files.read_json(degraded))
     if missing:
-        say(f"{output} is finished, but for images that the storage failed to give ({by_code(missing)}): once more")
+        which = describe_errors(missing)
+        say(f"{output} is finished, but for images that the storage failed to give ({which}): once more")
         return False
     when = f" on {run['finished_at']}" if "finished_at" in run else ""
     _say_finished(
@@ -161,7 +162,7 @@ def require_same_settings(config: JobConfig, before: Mapping[str, Any], now: Map
     _require_same(config, {name: before[name] for name in before if name != ASKED}, now, OF_TRAINING)
 
 
-def asked(config: JobConfig) -> dict[str, Any]:
+def asked_settings(config: JobConfig) -> dict[str, Any]:
     """What `require_same_request` is to find in config.json."""
     return {ASKED: {name: value for name, value in config.to_json().items() if name != "mlflow_uri"}}  # a password?
 
@@ -188,5 +189,5 @@ def require_quantised_of(config: QuantizeConfig, output: str, quantised: Spec) -
 def _say_finished(output: str, what: str, advice: str = "") -> None:
     say(f"{output} is finished already: {what}; nothing to do{advice}")
     if files.exists(files.join(output, outputs.LOCK)):
-        with held(output):  # of a run that was killed at its very end: it goes with this one
+        with hold_output(output):  # of a run that was killed at its very end: it goes with this one
             pass

@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any
 
 from deepfake_ray.cluster import precision
-from deepfake_ray.cluster.autoscaling import planned
+from deepfake_ray.cluster.autoscaling import plan_with_autoscaler
 from deepfake_ray.cluster.placement import Node, ScoringPlacement, plan_scoring
 from deepfake_ray.cluster.prometheus import RunMetrics
 from deepfake_ray.cluster.session import Patience, check_places
@@ -27,16 +27,16 @@ from deepfake_ray.errors import JobError
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
 from deepfake_ray.models import bundle
-from deepfake_ray.models.scores import Threshold, in_digits, require_same_precision
+from deepfake_ray.models.scores import Threshold, format_p_fake, require_same_precision
 from deepfake_ray.models.spec import Spec
 from deepfake_ray.scoring import reuse
 from deepfake_ray.scoring.actors import reports_of, scoring_dataset
 from deepfake_ray.scoring.chunk_files import CHUNKS, Layout
-from deepfake_ray.scoring.error_limit import ErrorWatch, by_code
+from deepfake_ray.scoring.error_limit import ErrorWatch, describe_errors
 from deepfake_ray.scoring.spec import Report, ScorerSpec, default_batch_size, require_suited
 from deepfake_ray.scoring.tally import Tally
 from deepfake_ray.storage import files, outputs
-from deepfake_ray.storage.output_lock import OutputLock, held
+from deepfake_ray.storage.output_lock import OutputLock, hold_output
 
 MANIFEST = "manifest"
 STAGE = "score"
@@ -58,7 +58,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if scores_are_done(config, output):
         finished: dict[str, Any] = files.read_json(files.join(output, RUN))
         return finished
-    with held(output) as lock:
+    with hold_output(output) as lock:
         return _score(config, output, lock)
 
 
@@ -114,7 +114,7 @@ def score_manifest(
     def plan(nodes: Sequence[Node]) -> ScoringPlacement:
         return plan_scoring(nodes, config.num_workers, "no" if model.scales else config.use_gpu)
 
-    placement = planned(plan)
+    placement = plan_with_autoscaler(plan)
     check_places([config.model, *(() if resuming else inputs)], output, shared_storage=config.shared_storage)
     computes_in = precision.resolve(config.precision, use_gpu=placement.use_gpu, quantized=bool(model.scales))
     if resuming:
@@ -171,7 +171,8 @@ def score_manifest(
     tally.note()
     if not counts["num_ok"]:
         raise JobError(
-            f"no image could be scored: {by_code(counts['errors_by_code'])}; see error_message in {layout.predictions}"
+            f"no image could be scored: {describe_errors(counts['errors_by_code'])}; see error_message in "
+            f"{layout.predictions}"
         )
     if stage == STAGE and not degradations:
         _say_result(run, spec.threshold, left_any=bool(left))
@@ -182,9 +183,9 @@ def _say_result(run: dict[str, Any], threshold: Threshold, *, left_any: bool) ->
     rate = f" at {run['images_per_s']:,.0f} images/s" if left_any and run["images_per_s"] else ""
     show(
         f"{run['num_images']:,} images in {duration(run['wall_s'])}{rate}: {run['num_ok']:,} scored, "
-        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {in_digits(threshold.p_fake)}"
+        f"{run['num_predicted']['fake']:,} of them called fake at p_fake >= {format_p_fake(threshold.p_fake)}"
         + (f"; {run['num_known']:,} scores were known" if run["num_known"] else "")
-        + (f"; {run['num_errors']:,} errors ({by_code(run['errors_by_code'])})" if run["num_errors"] else "")
+        + (f"; {run['num_errors']:,} errors ({describe_errors(run['errors_by_code'])})" if run["num_errors"] else "")
     )
     for warning in run["warnings"]:
         say(f"warning: {warning}")
@@ -305,7 +306,7 @@ class _Run:
                         f"{self._stage}: {len(chunks):,} chunks were lost with the node or process that held them: "
                         "once more"
                     )
-                    placement = planned(self._plan)
+                    placement = plan_with_autoscaler(self._plan)
 
     def _round(
         self, chunks: list[manifest.Chunk], placement: ScoringPlacement, progress: Progress

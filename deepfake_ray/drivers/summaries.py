@@ -7,7 +7,7 @@ from deepfake_ray.models.spec import Spec
 from deepfake_ray.storage import files
 
 
-def of_bundle(spec: Spec, output: str) -> dict[str, Any]:
+def summarise_bundle(spec: Spec, output: str) -> dict[str, Any]:
     """Of a job that wrote OUTPUT/model: where it is, and what its validation split says of it."""
     return {
         "output": output,

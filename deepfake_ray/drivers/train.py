@@ -17,22 +17,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 import deepfake_ray
 from deepfake_ray import schema
 from deepfake_ray.cluster import precision
-from deepfake_ray.cluster.autoscaling import planned
+from deepfake_ray.cluster.autoscaling import plan_with_autoscaler
 from deepfake_ray.cluster.placement import TrainingPlacement, plan_training
 from deepfake_ray.cluster.ray_internals import noted_checkpoints, trainer_class
 from deepfake_ray.cluster.session import check_places
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.console import duration, say, show
 from deepfake_ray.data import leakage, manifest
-from deepfake_ray.data.labels import Labelled, labelled, of_split
+from deepfake_ray.data.labels import Labelled, load_labelled, select_split
 from deepfake_ray.drivers.file_facts import image_facts
-from deepfake_ray.drivers.resuming import CONFIG, asked, is_done, require_same_settings
+from deepfake_ray.drivers.resuming import CONFIG, asked_settings, is_done, require_same_settings
 from deepfake_ray.drivers.training_data import (
     AUDIT,
-    as_before,
     look_at_data,
     look_at_files,
     median_short_side,
+    restore_images,
     seen_in_training,
 )
 from deepfake_ray.drivers.tuning import save_tuned
@@ -42,7 +42,7 @@ from deepfake_ray.images.preprocessing import CROP, DECODE_MARGIN, STRETCH, Prep
 from deepfake_ray.models import bundle, initial_weights, networks
 from deepfake_ray.models.spec import Spec
 from deepfake_ray.storage import files, outputs
-from deepfake_ray.storage.output_lock import OutputLock, held
+from deepfake_ray.storage.output_lock import OutputLock, hold_output
 from deepfake_ray.training.batches import TrainingTables
 from deepfake_ray.training.checkpoints import SCORE, STATE_FILE
 from deepfake_ray.training.mlflow_run import MlflowRun
@@ -67,7 +67,7 @@ def train(config: TrainConfig) -> Spec:
     output = files.absolute(config.output)
     if is_done(config, output, "a model"):
         return bundle.load_spec(files.join(output, "model"))
-    with held(output) as lock:
+    with hold_output(output) as lock:
         return _train(config, output, lock)
 
 
@@ -83,14 +83,14 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> Spec:
     )
     if config.image_size is not None:
         networks.check_image_size(config.arch, config.image_size)
-    images = labelled(config)
+    images = load_labelled(config)
     findings = look_at_data(images)
-    placement = planned(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
+    placement = plan_with_autoscaler(lambda nodes: plan_training(nodes, config.worker_range(), config.use_gpu))
     _require_two_images_a_worker(config.global_batch_size, placement)
     check_places([config.data], output, shared_storage=config.shared_storage)
     if resuming:
         before = files.read_json(settings_uri)
-        images, findings = as_before(images, files.read_json(files.join(output, AUDIT)))
+        images, findings = restore_images(images, files.read_json(files.join(output, AUDIT)))
         settings = _resolve(config, images, placement, config.image_size or before["image_size"])
         require_same_settings(config, before, settings)
     else:
@@ -107,7 +107,7 @@ def _train(config: TrainConfig, output: str, lock: OutputLock) -> Spec:
         files.write_json(files.join(output, AUDIT), findings)
         leakage.save(files.join(output, "model"), seen_in_training(images.table, facts))
         # Written last: an output that has it has all that a resumed run needs.
-        files.write_json(settings_uri, settings | asked(config))
+        files.write_json(settings_uri, settings | asked_settings(config))
     say(
         f"training {config.arch} from {settings['weights']} at {settings['image_size']} px, global batch "
         f"{settings['global_batch_size']}, learning rate {settings['learning_rate']:g}, {settings['num_workers']} "
@@ -279,7 +279,7 @@ def _write_bundle(
         untuned,
         {key: value.numpy() for key, value in state["network"].items()},
         files.join(output, "model"),
-        of_split(images, schema.VALIDATION, config.data),
+        select_split(images, schema.VALIDATION, config.data),
         config,
         lock,
         draft=files.join(output, CHECKPOINTS, "draft"),

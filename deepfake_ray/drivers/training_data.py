@@ -25,12 +25,12 @@ SIZE_SAMPLE = 64
 
 
 def look_at_data(images: Labelled) -> dict[str, Any]:
-    """Say what there is to train on; returns `audit.of_manifest`.
+    """Say what there is to train on; returns `audit.audit_manifest`.
 
     Raises:
         UserError: the training or the validation split lacks a class.
     """
-    findings = audit.of_manifest(images.table)
+    findings = audit.audit_manifest(images.table)
     counts = findings["num_images"]
     for needed in (schema.TRAIN, schema.VALIDATION):
         if needed not in counts:
@@ -78,13 +78,13 @@ def look_at_files(images: Labelled, facts: pa.Table, config: TrainConfig) -> tup
                 "training (--leaks allow or --allow-leaks trains on them)."
             )
         if config.leaks == "drop":
-            dropped = audit.leaking(images.table, facts)
+            dropped = audit.find_leaking_images(images.table, facts)
             say(f"{leaks}: --leaks drop leaves out {len(dropped):,} of {len(images.table):,} files; see audit.json")
         else:
             warnings.append(f"{leaks}: figures on them flatter the model")
     images, kept = without(images, dropped)
     facts = facts.filter(kept)
-    findings = _look_at_rest(images, len(dropped)) if dropped else audit.of_manifest(images.table)
+    findings = _look_at_rest(images, len(dropped)) if dropped else audit.audit_manifest(images.table)
     auc = audit.zero_pixel_auc(images.table, facts, config.seed)
     given_up = _given_up(images.table, facts)
     if given_up:
@@ -120,19 +120,19 @@ def _look_at_rest(images: Labelled, num_dropped: int) -> dict[str, Any]:
         ) from error
 
 
-def as_before(images: Labelled, findings: dict[str, Any]) -> tuple[Labelled, dict[str, Any]]:
+def restore_images(images: Labelled, findings: dict[str, Any]) -> tuple[Labelled, dict[str, Any]]:
     """The images that an unfinished run trains on, which were audited when it began; and their counts."""
     images, _ = without(images, findings.get("dropped", ()))
-    return images, {**audit.of_manifest(images.table), "given_up": findings.get("given_up", {})}
+    return images, {**audit.audit_manifest(images.table), "given_up": findings.get("given_up", {})}
 
 
-def leak_free(images: Labelled, config: TrainConfig, output: str) -> Labelled:
+def drop_leaks(images: Labelled, config: TrainConfig, output: str) -> Labelled:
     """What several runs that must agree begin with: without leaks, on `--leaks drop`; OUTPUT/audit.json lists them."""
     place = files.join(output, AUDIT)
     if config.leaks != "drop":
         return images
     if config.resume and files.exists(place):
-        return as_before(images, files.read_json(place))[0]
+        return restore_images(images, files.read_json(place))[0]
     limits = Limits(max_bytes=config.max_image_bytes, max_pixels=config.max_image_pixels)
     left, _, findings = look_at_files(images, image_facts(images.table["uri"], limits), config)
     files.write_json(place, findings)

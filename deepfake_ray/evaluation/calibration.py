@@ -113,7 +113,7 @@ def tune(labels: ArrayLike, logits: ArrayLike, prior: Sequence[float] | None = N
     """
     temperature = fit_temperature(labels, logits, prior)
     thresholds = choose_thresholds(labels, logits, temperature)
-    at_half = metrics.at_threshold(labels, logits, thresholds["default"])
+    at_half = metrics.figures_at_threshold(labels, logits, thresholds["default"])
     figures = {
         **metrics.threshold_free(labels, logits, temperature),
         "accuracy": at_half["accuracy"],

@@ -10,7 +10,7 @@ from deepfake_ray import schema
 from deepfake_ray.evaluation import intervals, metrics
 from deepfake_ray.evaluation.intervals import Clusters
 from deepfake_ray.evaluation.ranking import Ranking
-from deepfake_ray.models.scores import Threshold, called_fake
+from deepfake_ray.models.scores import Threshold, is_predicted_fake
 
 COLUMNS = ["uri", "logit", "true_label", "group"]
 
@@ -75,11 +75,11 @@ def compare(
 
 class _Model:
     def __init__(self, labels: np.ndarray, logits: pd.Series, threshold: Threshold):
-        self.called = called_fake(logits, threshold)
+        self.called = is_predicted_fake(logits, threshold)
         self._cells = 2 * labels + self.called
         self._ranking = Ranking(labels, logits, 1.0)
 
     def figures(self, weights: np.ndarray | None = None) -> dict[str, float]:
-        of = metrics.of_counts(np.bincount(self._cells, weights=weights, minlength=4))
+        of = metrics.figures_from_counts(np.bincount(self._cells, weights=weights, minlength=4))
         names = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake")
         return {"roc_auc": self._ranking.figures(weights)["roc_auc"]} | {name: float(of[name]) for name in names}

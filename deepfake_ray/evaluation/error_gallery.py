@@ -18,7 +18,7 @@ from deepfake_ray.errors import ImageError
 from deepfake_ray.images.decode import Limits, Pixels, decode
 from deepfake_ray.images.preprocessing import STRETCH, prepare
 from deepfake_ray.models import bundle
-from deepfake_ray.models.scores import Threshold, called_fake
+from deepfake_ray.models.scores import Threshold, is_predicted_fake
 
 PER_CLASS = 8
 MAX_SIDE = 480
@@ -51,7 +51,7 @@ def worst(scored: pa.Table, threshold: Threshold) -> list[dict[str, Any]]:
     labels = np.array(scored["true_label"].to_pylist())
     found: list[dict[str, Any]] = []
     for label, side in ((schema.CLASSES[schema.FAKE], 1.0), (schema.CLASSES[schema.REAL], -1.0)):
-        wrong = called_fake(logits, threshold) != (label == schema.CLASSES[schema.FAKE])
+        wrong = is_predicted_fake(logits, threshold) != (label == schema.CLASSES[schema.FAKE])
         rows = np.flatnonzero(wrong & (labels == label))
         rows = rows[np.argsort(side * logits[rows], kind="stable")][:PER_CLASS]
         found += scored.select(["uri", "source", "true_label", "p_fake"]).take(pa.array(rows)).to_pylist()

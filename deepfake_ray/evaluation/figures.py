@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 
 from deepfake_ray.evaluation.ranking import ECE_BINS
 from deepfake_ray.images.corruptions import BLUR, DEGRADATIONS, JPEG, OTHER
-from deepfake_ray.models.scores import in_digits, p_fake_of
+from deepfake_ray.models.scores import format_p_fake, p_fake_of
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 REAL_COLOUR, FAKE_COLOUR, NEUTRAL = "#2a78b5", "#c8553d", "#666666"
@@ -121,7 +121,7 @@ def score_histogram(labels: NDArray[np.int64], p_fake: NDArray[np.float64], thre
     for index, colour in ((REAL, REAL_COLOUR), (FAKE, FAKE_COLOUR)):
         axes.hist(p_fake[labels == index], bins=bins, color=colour, alpha=0.55, label=CLASSES[index])
     for (name, value), style in zip(thresholds.items(), itertools.cycle(STYLES)):
-        axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {in_digits(value, 3)}")
+        axes.axvline(value, color=NEUTRAL, ls=style, lw=1, label=f"{name} {format_p_fake(value, 3)}")
     axes.set_xlim(0, 1)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=3)  # over the axes it hides thresholds
     return _png(figure)
@@ -180,7 +180,7 @@ def degradation_curve(rows: Sequence[Mapping[str, Any]], kind: str) -> bytes:
     return _png(figure)
 
 
-def of_evaluation(
+def draw_evaluation(
     labels: NDArray[np.int64],
     logits: NDArray[np.float32],
     result: Mapping[str, Any],
@@ -195,7 +195,7 @@ def of_evaluation(
         temperature: of the bundle.
     """
     called = result["thresholds"][result["verdict_threshold"]]
-    title = f"Confusion matrix at p_fake >= {in_digits(called['threshold'])} ({result['verdict_threshold']})"
+    title = f"Confusion matrix at p_fake >= {format_p_fake(called['threshold'])} ({result['verdict_threshold']})"
     drawn = {"confusion_matrix": confusion_matrix(called["confusion_matrix"], title)}
     if result["roc_auc"] is not None:
         drawn["roc"] = roc_curve(labels, logits, result["roc_auc"])

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from deepfake_ray import schema
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage import files, outputs
-from deepfake_ray.storage.uris import normalised
+from deepfake_ray.storage.uris import normalise_uris
 
 LABEL_COLUMNS = {"true_label": "label", "split": "split", "source": "source", "group": "group"}
 """Column of the predictions -> of the labels."""
@@ -64,7 +64,7 @@ def join(place: str, labels: pa.Table, output: str) -> dict[str, int]:
             num_rows += len(batch)
             table = pa.Table.from_batches([batch])
             # Earlier versions wrote local paths as their table spelled them.
-            position = pc.index_in(normalised(table["uri"], "/"), value_set=uris).combine_chunks()
+            position = pc.index_in(normalise_uris(table["uri"], "/"), value_set=uris).combine_chunks()
             table = table.filter(position.is_valid())
             position = position.drop_null()
             matched[position.to_numpy()] = True

@@ -8,14 +8,14 @@ from scipy.special import expit
 from sklearn import metrics as sk
 
 from deepfake_ray.evaluation.ranking import Ranking
-from deepfake_ray.models.scores import Threshold, called_fake
+from deepfake_ray.models.scores import Threshold, is_predicted_fake
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 FloatArray = NDArray[np.float64]
 AVERAGES = ("macro", "weighted")
 
 
-def at_threshold(labels: ArrayLike, logits: ArrayLike, threshold: Threshold) -> dict[str, Any]:
+def figures_at_threshold(labels: ArrayLike, logits: ArrayLike, threshold: Threshold) -> dict[str, Any]:
     """What depends on the threshold.
 
     Args:
@@ -27,16 +27,16 @@ def at_threshold(labels: ArrayLike, logits: ArrayLike, threshold: Threshold) -> 
         `of_counts`, None where it is undefined; `confusion_matrix` has true classes as rows and predicted ones as
         columns, real first.
     """
-    cell = 2 * np.asarray(labels) + called_fake(logits, threshold)
+    cell = 2 * np.asarray(labels) + is_predicted_fake(logits, threshold)
     counts = np.bincount(cell, minlength=4)
     numbers: dict[str, Any] = {
-        name: None if np.isnan(value) else float(value) for name, value in of_counts(counts).items()
+        name: None if np.isnan(value) else float(value) for name, value in figures_from_counts(counts).items()
     }
     numbers["confusion_matrix"] = counts.reshape(2, 2).tolist()
     return numbers
 
 
-def of_counts(counts: ArrayLike) -> dict[str, FloatArray]:
+def figures_from_counts(counts: ArrayLike) -> dict[str, FloatArray]:
     """accuracy, balanced_accuracy, mcc, specificity; precision, recall, f1, each macro, weighted, and of either class.
 
     They are scikit-learn's, but NaN where they are undefined: precision of a class that no image is called (as
@@ -99,7 +99,7 @@ def threshold_free(labels: ArrayLike, logits: ArrayLike, temperature: float) -> 
 
 def classification_report(labels: ArrayLike, logits: ArrayLike, threshold: Threshold) -> str:
     """scikit-learn's table of precision, recall and F1, with `undefined` in place of its zeros (see `of_counts`)."""
-    at = at_threshold(labels, logits, threshold)
+    at = figures_at_threshold(labels, logits, threshold)
     support = np.sum(at["confusion_matrix"], axis=1)
     names = ("precision", "recall", "f1")
     rows = [(label, [at[f"{name}_{label}"] for name in names], support[index]) for index, label in enumerate(CLASSES)]

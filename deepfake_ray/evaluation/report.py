@@ -10,7 +10,7 @@ import jinja2
 
 from deepfake_ray.evaluation import wording
 from deepfake_ray.evaluation.error_gallery import Mistake
-from deepfake_ray.models.scores import in_digits
+from deepfake_ray.models.scores import format_p_fake
 from deepfake_ray.schema import CLASSES
 
 
@@ -25,7 +25,7 @@ def html(
 
     Args:
         result: as in metrics.json.
-        pictures: `figures.of_evaluation`.
+        pictures: `figures.draw_evaluation`.
         errors: the most confident ones.
         report_text: `metrics.classification_report`.
         run: run.json of the scoring.
@@ -38,7 +38,7 @@ def html(
         pictures=pictures,
         embed=lambda data: base64.b64encode(data).decode(),
         number=wording.number,
-        in_digits=in_digits,
+        in_digits=format_p_fake,
         percent=wording.percent,
         brackets=wording.percent_brackets,
         compared=wording.COMPARED,

@@ -11,7 +11,7 @@ from deepfake_ray.evaluation import intervals, metrics
 from deepfake_ray.evaluation.intervals import Clusters
 from deepfake_ray.evaluation.ranking import Ranking
 from deepfake_ray.images.corruptions import DEGRADATIONS
-from deepfake_ray.models.scores import Threshold, called_fake
+from deepfake_ray.models.scores import Threshold, is_predicted_fake
 
 COLUMNS = ["row", "logit", "true_label", "group"]
 AS_IT_IS = "as_it_is"
@@ -26,7 +26,9 @@ def draw(scored: pa.Table, number: int, seed: int) -> pa.Table:
     return scored.take(np.sort(np.concatenate([rows[:half] for rows in chosen])))
 
 
-def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: Threshold, seed: int = 0) -> list[dict[str, Any]]:
+def figures_by_degradation(
+    scored: pa.Table, degraded: pa.Table, threshold: Threshold, seed: int = 0
+) -> list[dict[str, Any]]:
     """Figures of the same images as they are, and after each degradation.
 
     Args:
@@ -58,8 +60,8 @@ def by_degradation(scored: pa.Table, degraded: pa.Table, threshold: Threshold, s
 
 def _figures(before: pd.DataFrame, now: pd.DataFrame, threshold: Threshold, seed: int) -> dict[str, Any]:
     labels = np.where(now.true_label == schema.CLASSES[schema.FAKE], schema.FAKE, schema.REAL)
-    at = metrics.at_threshold(labels, now.logit, threshold)
-    was, is_now = (called_fake(frame.logit, threshold) for frame in (before, now))
+    at = metrics.figures_at_threshold(labels, now.logit, threshold)
+    was, is_now = (is_predicted_fake(frame.logit, threshold) for frame in (before, now))
     ranking = Ranking(labels, now.logit, 1.0)
     clusters = Clusters.of(now.group)
     interval = intervals.bootstrap(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from deepfake_ray.evaluation import intervals
 from deepfake_ray.evaluation.intervals import Clusters
 from deepfake_ray.evaluation.ranking import Ranking
-from deepfake_ray.models.scores import Threshold, called_fake
+from deepfake_ray.models.scores import Threshold, is_predicted_fake
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 SMALL = 50
@@ -27,7 +27,7 @@ QUALITIES = (50, 70, 85, 95)
 COLUMNS = ["source", "format", "width", "height", "jpeg_quality", "split"]
 
 
-def by_slice(
+def figures_by_slice(
     scored: pa.Table, labels: NDArray[np.int64], logits: NDArray[np.float32], at: Threshold, clusters: Clusters
 ) -> list[dict[str, Any]]:
     """Figures of each slice, at one threshold.
@@ -70,7 +70,7 @@ def _figures(
     own = {label: int(np.sum(rows & (labels == index))) for index, label in enumerate(CLASSES)}
     borrows = by == "source" and not own["real"]
     judged = rows | (labels == REAL) if borrows else rows
-    fake = called_fake(logits, at)
+    fake = is_predicted_fake(logits, at)
     figures: dict[str, Any] = {f"num_{label}": number for label, number in own.items()}
     figures["reals"] = "all" if borrows else "own"
     numbers = [int(np.sum(judged & (labels == index))) for index in (REAL, FAKE)]

@@ -12,7 +12,7 @@ from deepfake_ray import schema
 from deepfake_ray.evaluation import calibration, intervals, metrics, slices, wording
 from deepfake_ray.evaluation.intervals import Clusters, Interval
 from deepfake_ray.evaluation.ranking import Ranking
-from deepfake_ray.models.scores import Threshold, called_fake
+from deepfake_ray.models.scores import Threshold, is_predicted_fake
 from deepfake_ray.models.spec import Spec
 
 COLUMNS = ["logit", "p_fake", "true_label", "group", *slices.COLUMNS]
@@ -59,7 +59,7 @@ def measure(scored: pa.Table, model: Spec, threshold: str, seed: int = 0) -> dic
                 "num_real": at.num_real,
                 "num_fake": at.num_fake,
                 **_promise(name, at),
-                **metrics.at_threshold(labels, logits, at),
+                **metrics.figures_at_threshold(labels, logits, at),
                 "intervals": {},
             }
             for name, at in thresholds.items()
@@ -72,8 +72,8 @@ def measure(scored: pa.Table, model: Spec, threshold: str, seed: int = 0) -> dic
         of["intervals"][name] = None if of[name] is None else intervals.unless_certain(interval)
     for name, at in thresholds.items():
         of = result["thresholds"][name]
-        of["intervals"] |= _of_proportions(labels, called_fake(logits, at), clusters)
-    result["slices"] = slices.by_slice(scored, labels, logits, thresholds[verdict], clusters)
+        of["intervals"] |= _of_proportions(labels, is_predicted_fake(logits, at), clusters)
+    result["slices"] = slices.figures_by_slice(scored, labels, logits, thresholds[verdict], clusters)
     result["warnings"] = wording.cautions(result)
     return result
 
@@ -104,12 +104,12 @@ def _resampled(
     """Bootstrap intervals by (name of the threshold, or nothing; metric)."""
     ranking = Ranking(labels, logits, temperature)
     # Which cell of the confusion matrix an image is in: 2 * true class + verdict.
-    cells = [2 * labels + called_fake(logits, at) for at in thresholds.values()]
+    cells = [2 * labels + is_predicted_fake(logits, at) for at in thresholds.values()]
 
     def figures(weights: NDArray[np.float64]) -> dict[tuple[str, str], float]:
         found = {("", name): value for name, value in ranking.figures(weights).items()}
         counts = np.array([np.bincount(cell, weights, 4) for cell in cells])
-        for name, values in metrics.of_counts(counts).items():
+        for name, values in metrics.figures_from_counts(counts).items():
             found |= {(where, name): value for where, value in zip(thresholds, values, strict=True)}
         return found
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from deepfake_ray.evaluation.calibration import MIN_REALS
 from deepfake_ray.evaluation.intervals import MIN_CLUSTERS
-from deepfake_ray.models.scores import in_digits
+from deepfake_ray.models.scores import format_p_fake
 from deepfake_ray.schema import CLASSES, FAKE, REAL
 
 ONE_SIDED = 0.98
@@ -70,7 +70,7 @@ def _of_split(result: Mapping[str, Any]) -> str:
     known = ", ".join(f"{name} {number(value)}{span(of)}" for name, (value, of) in figures.items() if value is not None)
     return (
         f"{result['split']}: {known}, on {result['num_scored']:,} images ({result['num_real']:,} real, "
-        f"{result['num_fake']:,} fake) at {result['verdict_threshold']} (p_fake >= {in_digits(at['threshold'])})"
+        f"{result['num_fake']:,} fake) at {result['verdict_threshold']} (p_fake >= {format_p_fake(at['threshold'])})"
     )
 
 

@@ -103,7 +103,7 @@ def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def spread(number: int) -> list[Place]:
+def spread_crops(number: int) -> list[Place]:
     """Places of so many crops: the centre first, then such as leave no large gap, whatever their number.
 
     The R2 sequence (Roberts 2018, "The unreasonable effectiveness of quasirandom sequences"), from the centre.

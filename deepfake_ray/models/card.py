@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from deepfake_ray.images.preprocessing import STRETCH, Preparation
-from deepfake_ray.models.scores import in_digits
+from deepfake_ray.models.scores import format_p_fake
 from deepfake_ray.models.spec import Spec
 
 CARD = "MODEL_CARD.md"
@@ -40,7 +40,7 @@ def _table_of(evaluations: Sequence[Mapping[str, Any]]) -> str:
         f"| {_cell(one['data'])} | {one['split']} | {one['num_scored']:,} | "
         f"{_with_interval(one['roc_auc'], one['roc_auc_interval'])} | "
         f"{_with_interval(one['balanced_accuracy'], one['balanced_accuracy_interval'])} | "
-        f"{one['threshold_name']} ({in_digits(one['threshold'])}) |"
+        f"{one['threshold_name']} ({format_p_fake(one['threshold'])}) |"
         for one in sorted(evaluations, key=lambda one: (one["data"], one["split"]))
     ]
     head = (
@@ -81,7 +81,7 @@ def card_text(spec: Spec, evaluations: Sequence[Mapping[str, Any]] = ()) -> str:
     data = spec.provenance.get("data", {})
     figures = "\n".join(f"| {key} | {_with_interval(value, None)} |" for key, value in validation.items())
     thresholds = "\n".join(
-        f"| {name} | {in_digits(at.p_fake, 6)} | {at.logit:.6g} | {_count(at.num_real)} | {_count(at.num_fake)} |"
+        f"| {name} | {format_p_fake(at.p_fake, 6)} | {at.logit:.6g} | {_count(at.num_real)} | {_count(at.num_fake)} |"
         for name, at in spec.thresholds.items()
     )
     text = f"""# {spec.arch}: real or fake

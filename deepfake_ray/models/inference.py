@@ -49,13 +49,13 @@ class Predictor:
         else:
             if self._device.type == "cpu":
                 detector.network = _pools_of_pairs(detector.network)
-            detector.network = networks.with_head_in_fp32(_folded(detector.network), self.spec.arch)
+            detector.network = networks.keep_head_in_fp32(_folded(detector.network), self.spec.arch)
         detector = detector.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._detector: Callable[[torch.Tensor], torch.Tensor] = detector
         on_gpu = self._device.type == "cuda"
         self._copies = torch.cuda.Stream(self._device) if on_gpu else None  # type: ignore[no-untyped-call]
         self._autocast = networks.autocast(self._device, precision)
-        if networks.in_bf16(self._device, precision):
+        if networks.runs_in_bf16(self._device, precision):
             _cast_once(detector)
         if compiled_for is not None:
             self._detector = _compiled(detector)

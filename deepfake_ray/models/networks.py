@@ -234,7 +234,7 @@ def computes_bf16(device: torch.device) -> bool:
     return cpu_computes_bf16()
 
 
-def in_bf16(device: torch.device, precision: str) -> bool:
+def runs_in_bf16(device: torch.device, precision: str) -> bool:
     """What a precision of auto, bf16 or fp32 means: `auto` is bf16 where the device computes it natively."""
     return precision == "bf16" or (precision == "auto" and computes_bf16(device))
 
@@ -265,7 +265,7 @@ class _Conv2d(_InFp32, nn.Conv2d):
 _IN_FP32: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: _Linear, nn.Conv2d: _Conv2d}
 
 
-def with_head_in_fp32(network: nn.Module, arch: str) -> nn.Module:
+def keep_head_in_fp32(network: nn.Module, arch: str) -> nn.Module:
     """The network, changed in place: its last layer computes in fp32, whatever the precision of the others.
 
     It costs nothing, and in bf16 the two outputs have 8 bits each: a thousand images would share some 700 logits. The
@@ -279,4 +279,4 @@ def with_head_in_fp32(network: nn.Module, arch: str) -> nn.Module:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which forward passes run."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(device, precision))
+    return torch.autocast(device.type, torch.bfloat16, enabled=runs_in_bf16(device, precision))

@@ -52,7 +52,7 @@ def p_fake_of(logits: ArrayLike, temperature: float) -> NDArray[np.float64]:
         return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64) / temperature))
 
 
-def in_digits(p_fake: float, digits: int = 4) -> str:
+def format_p_fake(p_fake: float, digits: int = 4) -> str:
     """For people: with so many significant digits of how far it is from the nearer of 0 and 1.
 
     `.4g` would show .99998 as 1, which calls nothing fake.
@@ -95,7 +95,7 @@ def threshold_of_rows(logits: ArrayLike, p_fake: ArrayLike, number: float) -> Th
     return Threshold(logit=float(fake.min()) if len(fake) else HIGHEST, p_fake=float(number))
 
 
-def called_fake(logits: ArrayLike, threshold: Threshold) -> NDArray[np.bool_]:
+def is_predicted_fake(logits: ArrayLike, threshold: Threshold) -> NDArray[np.bool_]:
     """The verdicts on logits, (N,); they are compared as float32, which is what is written of them."""
     return np.asarray(logits, np.float32) >= np.float32(threshold.logit)
 

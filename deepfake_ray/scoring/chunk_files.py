@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import ray
 
 from deepfake_ray import schema
-from deepfake_ray.cluster.session import cause_of, off_the_head
+from deepfake_ray.cluster.session import avoid_head, cause_of
 from deepfake_ray.data.manifest import Chunk
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.scoring.spec import chunk_file
@@ -51,7 +51,7 @@ class RayTasks:
         """Have it called; again, should that fail."""
         # No CPUs: the scorers hold them all.
         task = ray.remote(num_cpus=0, max_retries=3, retry_exceptions=True)(function)
-        self._running.append(task.options(label_selector=off_the_head()).remote(*arguments))
+        self._running.append(task.options(label_selector=avoid_head()).remote(*arguments))
 
     def wait(self) -> None:
         """Until all are done.

@@ -18,7 +18,7 @@ from deepfake_ray.errors import ErrorCode, ImageError, UserError
 from deepfake_ray.images.decode import Limits, Pixels
 from deepfake_ray.images.loading import Loaded, Loader, forgetful
 from deepfake_ray.images.pictures import pixels_of
-from deepfake_ray.images.preprocessing import spread
+from deepfake_ray.images.preprocessing import spread_crops
 from deepfake_ray.images.stopwatch import Stopwatch
 from deepfake_ray.models import bundle
 from deepfake_ray.models.hardware import chosen_precision, cpu_computes_bf16, gpu_computes_bf16
@@ -103,7 +103,7 @@ class Detector:
         self._loader = Loader(
             limits=self._spec.limits,
             preparation=spec.preparation,
-            places=spread(crops),
+            places=spread_crops(crops),
             timeout_s=image_timeout_s,
         )
         with _one_thread():

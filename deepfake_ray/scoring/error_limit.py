@@ -32,18 +32,18 @@ class ErrorWatch:
         if recent >= MIN_IMAGES_TO_STOP and failed > self._max_share * recent:
             raise JobError(
                 f"stopped: of the last {recent:,} images the storage failed to give {failed:,} "
-                f"({by_code(self.errors)}), over --max-error-share {self._max_share:g}; the last was "
+                f"({describe_errors(self.errors)}), over --max-error-share {self._max_share:g}; the last was "
                 f"{report.example}. Mend the cause and add --resume: they are tried again."
             )
         if self.done >= MIN_IMAGES_TO_STOP and self.errors.total() > self._max_share * self.done:
             raise JobError(
-                f"stopped: {self.errors.total():,} of {self.done:,} images cannot be read ({by_code(self.errors)}), "
-                f"over --max-error-share {self._max_share:g}; the last was {report.example}. If these are the images "
+                f"stopped: {self.errors.total():,} of {self.done:,} images cannot be read "
+                f"({describe_errors(self.errors)}), over --max-error-share {self._max_share:g}; the last was {report.example}. If these are the images "
                 "that you mean, raise the share and add --resume."
             )
 
 
-def by_code(errors: Mapping[str, int]) -> str:
+def describe_errors(errors: Mapping[str, int]) -> str:
     """How many of each, the most first."""
     ordered = sorted(errors.items(), key=lambda item: -item[1])
     return ", ".join(f"{code} {number:,}" for code, number in ordered)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from deepfake_ray import schema
 from deepfake_ray.images.loading import Loaded
-from deepfake_ray.models.scores import called_fake, p_fake_of
+from deepfake_ray.models.scores import is_predicted_fake, p_fake_of
 from deepfake_ray.models.spec import Spec
 from deepfake_ray.scoring.spec import ScorerSpec
 
@@ -36,7 +36,9 @@ def predictions(
     logits = logits.reshape(-1)
     failed = np.array([image.error is not None for image in images], bool)
     p_fake = p_fake_of(logits, model.temperature).astype(np.float32)
-    called = np.where(called_fake(logits, spec.threshold), schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL])
+    called = np.where(
+        is_predicted_fake(logits, spec.threshold), schema.CLASSES[schema.FAKE], schema.CLASSES[schema.REAL]
+    )
 
     def known(values: NDArray[Any]) -> pa.Array:
         return pa.array(values, mask=failed)

@@ -15,7 +15,7 @@ from deepfake_ray.data import manifest
 from deepfake_ray.errors import OF_THE_STORAGE, JobError
 from deepfake_ray.images.decode import Pixels
 from deepfake_ray.images.loading import Loaded, Loader, given_up
-from deepfake_ray.images.preprocessing import spread
+from deepfake_ray.images.preprocessing import spread_crops
 from deepfake_ray.images.stopwatch import Stopwatch
 from deepfake_ray.models import bundle
 from deepfake_ray.models.scores import HIGHEST
@@ -118,7 +118,7 @@ class _Reader:
         self.stopwatch = Stopwatch()
         self._loader = Loader(
             limits=spec.limits,
-            places=spread(spec.num_crops),
+            places=spread_crops(spec.num_crops),
             degradations=spec.degradations,
             preparation=bundle.load_spec(spec.model).preparation,
             timeout_s=spec.image_timeout_s,

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from deepfake_ray.errors import UserError
 from deepfake_ray.storage.errors import remedy, said
-from deepfake_ray.storage.stores import asked_region, object_store
+from deepfake_ray.storage.stores import ask_region, object_store
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 SCHEMES = ("s3", "gs", "file")
@@ -98,7 +98,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     root, key = split_uri(uri)
     try:
         # from_uri on the bucket alone: it honours AWS_ENDPOINT_URL, and the key stays unparsed.
-        region = asked_region(root) if root.startswith("s3://") else None
+        region = ask_region(root) if root.startswith("s3://") else None
         fs, bucket = pafs.FileSystem.from_uri(f"{root}?region={region}" if region else root)
     except OSError as error:
         raise UserError(_unreachable(uri, error)) from error

@@ -207,7 +207,7 @@ def _is_held(output: str, holder: Holder | None) -> UserError:
 
 
 @contextlib.contextmanager
-def held(output: str) -> Iterator[OutputLock]:
+def hold_output(output: str) -> Iterator[OutputLock]:
     """Have an output for this run alone.
 
     Raises:

@@ -21,10 +21,10 @@ def s3_region(bucket_uri: str) -> str | None:
     On a machine of EC2 the environment seldom names one. Other S3 servers take any name.
     """
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return named or ("us-east-1" if s3_endpoint() else asked_region(bucket_uri))
+    return named or ("us-east-1" if s3_endpoint() else ask_region(bucket_uri))
 
 
-def asked_region(bucket_uri: str) -> str | None:
+def ask_region(bucket_uri: str) -> str | None:
     """Asked of AWS, where the environment names neither region nor endpoint."""
     if os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or s3_endpoint():
         return None

@@ -44,7 +44,7 @@ def refuse_unread(uris: pa.ChunkedArray, place: str, *, local: bool) -> None:
         )
 
 
-def normalised(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+def normalise_uris(uris: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
     """The one spelling of each place: `./x.png`, `a//x.png`, `b/../x.png` and `file://` become absolute paths.
 
     Keys of a bucket stay as they are, dots and slashes included; a relative one is below `folder`.

@@ -10,7 +10,7 @@ from deepfake_ray.cluster.ray_data import bytes_ahead, context
 from deepfake_ray.training.batches import Block, ReadTask, Run
 
 
-def in_tasks(cpus: float, label: Mapping[str, str], world_size: int) -> Run:
+def read_in_tasks(cpus: float, label: Mapping[str, str], world_size: int) -> Run:
     """Runs the tasks of a rank's `ReadTask` in Ray Data; blocks come in the order of the tasks.
 
     Each rank streams its own dataset, all epochs as one, so that no epoch starts cold, the order depends on nothing

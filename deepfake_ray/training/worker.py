@@ -31,7 +31,7 @@ from deepfake_ray.training.optimization import (
     make_optimizer,
     train_head_alone,
 )
-from deepfake_ray.training.read_tasks import in_tasks
+from deepfake_ray.training.read_tasks import read_in_tasks
 from deepfake_ray.training.sampler import Position, Sampler
 
 Part = TypeVar("Part")
@@ -74,7 +74,7 @@ class _Loop:
         network = networks.build(self.config.arch)
         network.load_state_dict(ray.get(spec.initial_state))
         networks.real_fp32()
-        networks.with_head_in_fp32(network, self.config.arch)
+        networks.keep_head_in_fp32(network, self.config.arch)
         self.detector = networks.Detector(network, spec.preparation)
         self.detector.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = self.detector
@@ -116,7 +116,7 @@ class _Loop:
             recipe=self.config.recipe,
             first=self.position,
             num_epochs=self.config.epochs,
-            run=in_tasks(
+            run=read_in_tasks(
                 self.spec.placement.data_cpus_per_worker, self.spec.placement.data_label, world_size=self.world_size
             ),
         )

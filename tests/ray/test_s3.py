@@ -265,7 +265,7 @@ def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
 
     from deepfake_ray.errors import JobError
     from deepfake_ray.storage import lock_places, output_lock
-    from deepfake_ray.storage.output_lock import Holder, held
+    from deepfake_ray.storage.output_lock import Holder, hold_output
 
     monkeypatch.setattr(output_lock, "HEARTBEAT_S", 0.1)
     monkeypatch.setattr(output_lock, "STALE_S", 0.5)
@@ -282,21 +282,21 @@ def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
         monkeypatch.setattr(obstore, "put", without_conditions)
     output = f"s3://bucket/locked-{is_conditional}"
     place = files.join(output, outputs.LOCK)
-    with held(output) as lock:
+    with hold_output(output) as lock:
         outputs.require_new_output(output, resumable=True)
         time.sleep(0.5)
         lock.require()
-        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), held(output):
+        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on"), hold_output(output):
             pass
         files.write_bytes(f"{output}/x", b"")
     assert files.list_names(output) == ["x"]
     # A run that was killed here; one elsewhere that is gone; one that took over meanwhile.
     files.write_bytes(place, Holder.this_process().content(0).replace(b'started": "', b'started": "9'))
-    with held(output):
+    with hold_output(output):
         pass
     elsewhere = Holder.this_process().content(0).replace(b'machine": "', b'machine": "another ')
     files.write_bytes(place, elsewhere)
-    with held(output) as lock:
+    with hold_output(output) as lock:
         files.write_bytes(place, elsewhere)
         time.sleep(0.3)
         with pytest.raises(JobError, match="is no longer this run's"):
@@ -305,12 +305,12 @@ def test_one_run_at_a_time_writes_an_output(s3, monkeypatch, is_conditional):
 
 
 def test_an_output_that_may_not_be_written_is_said(s3, monkeypatch):
-    from deepfake_ray.storage.output_lock import held
+    from deepfake_ray.storage.output_lock import hold_output
 
     with monkeypatch.context() as patch:
         for name, value in LIMITED_KEYS.items():
             patch.setenv(name, value)
         object_store.cache_clear()
-        with pytest.raises(UserError, match="output must be writable: s3://secret/o"), held("s3://secret/o"):
+        with pytest.raises(UserError, match="output must be writable: s3://secret/o"), hold_output("s3://secret/o"):
             pass
     object_store.cache_clear()

@@ -49,6 +49,6 @@ def measured(frame):
     names = [schema.CLASSES[label] for label in frame.label]
     rows = frame.assign(row=range(len(frame)), uri=[f"/{i}" for i in range(len(frame))], true_label=names)
     after = pa.Table.from_pandas(rows.assign(logit=rows.after, degradation="jpeg_50"))
-    result["degradations"] = robustness.by_degradation(pa.Table.from_pandas(rows), after, AT)
+    result["degradations"] = robustness.figures_by_degradation(pa.Table.from_pandas(rows), after, AT)
     result["comparison"] = comparison.compare(rows, rows.assign(logit=rows.other), (AT, AT))
     return result

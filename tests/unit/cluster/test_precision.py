@@ -87,7 +87,7 @@ def test_every_family_has_its_head_in_fp32(arch):
     """The keys of the weights stay, which a bundle has as torchvision does."""
     network = networks._shapes_of(arch)
     before = list(network.state_dict())
-    networks.with_head_in_fp32(network, arch)
+    networks.keep_head_in_fp32(network, arch)
     assert list(network.state_dict()) == before
     assert heads(network, arch)
     assert all(isinstance(head, networks._InFp32) for head in heads(network, arch))
@@ -115,7 +115,7 @@ def test_distinct_images_get_distinct_logits_in_bf16(arch, tmp_path):
 
 def test_the_head_learns_in_fp32():
     torch.manual_seed(0)
-    network = networks.with_head_in_fp32(networks.build("cnn"), "cnn")
+    network = networks.keep_head_in_fp32(networks.build("cnn"), "cnn")
     seen = []
     (head,) = heads(network, "cnn")
     head.register_forward_hook(lambda _module, inputs, output: seen.append((inputs[0].dtype, output.dtype)))

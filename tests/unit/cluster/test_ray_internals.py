@@ -154,5 +154,5 @@ def test_a_job_does_not_wait_for_an_autoscaler_that_cannot_be_asked(monkeypatch,
         raise ClusterTooSmallError("It takes a node.", [{"CPU": 1.0}])
 
     with pytest.raises(ClusterTooSmallError, match=r"^It takes a node\.$"):
-        autoscaling.planned(plan)
+        autoscaling.plan_with_autoscaler(plan)
     assert "a job does not wait for nodes to be added" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from labelled import facts
 from deepfake_ray import schema
 from deepfake_ray.config import TrainConfig
 from deepfake_ray.data import manifest
-from deepfake_ray.data.audit import duplicates, leaking, of_manifest, zero_pixel_auc
+from deepfake_ray.data.audit import audit_manifest, duplicates, find_leaking_images, zero_pixel_auc
 from deepfake_ray.data.labels import Labelled
 from deepfake_ray.drivers import training_data
 from deepfake_ray.errors import UserError
@@ -23,7 +23,7 @@ def table(rows):
 
 
 def test_groups_in_two_splits_are_named():
-    found = of_manifest(
+    found = audit_manifest(
         table(
             [
                 ("real", "train", None, "anna"),
@@ -41,10 +41,10 @@ def test_groups_in_two_splits_are_named():
 
 def test_imbalance_is_warned_of():
     rows = [("real", "train", None, None)] * 2 + [("fake", "train", None, None)] * 9
-    found = of_manifest(table(rows))
+    found = audit_manifest(table(rows))
     assert found["num_images"] == {"train": {"real": 2, "fake": 9}}
     assert "train is unbalanced (2 real, 9 fake)" in found["warnings"][0]
-    assert of_manifest(table(rows[:9]))["warnings"] == []
+    assert audit_manifest(table(rows[:9]))["warnings"] == []
 
 
 def test_duplicates_across_splits_and_classes_are_named():
@@ -87,7 +87,10 @@ def leaks():
 def test_leaks_are_left_out_where_they_hurt():
     """What is judged by stays as it is, and is not trained on; of an image in both classes no label is right."""
     rows, files, _ = leaks()
-    found = {one["uri"]: (one["split"], one["label"], one["reason"], one["kept_uri"]) for one in leaking(rows, files)}
+    found = {
+        one["uri"]: (one["split"], one["label"], one["reason"], one["kept_uri"])
+        for one in find_leaking_images(rows, files)
+    }
     assert found == {
         "0": ("train", "real", "in test, too", "1"),
         "2": ("train", "real", "in validation, too", "3"),
@@ -102,7 +105,7 @@ def test_leaks_are_left_out_where_they_hurt():
     kept = pa.array([uri not in found for uri in rows["uri"].to_pylist()])
     left = duplicates(rows.filter(kept), files.filter(kept))
     assert (left["num_across_splits"], left["num_across_classes"]) == (0, 0)
-    assert leaking(rows.filter(kept), files.filter(kept)) == []
+    assert find_leaking_images(rows.filter(kept), files.filter(kept)) == []
 
 
 def configured(**options):
@@ -131,7 +134,7 @@ def test_what_is_left_after_dropping_is_what_is_trained_on(capsys):
     assert "leaves out 9 of 28 files" in said
     assert "validation 3 real + 2 fake" in said
     # A resumed run lists anew, and drops what was dropped.
-    again, counted = training_data.as_before(Labelled(rows), json.loads(json.dumps(findings)))
+    again, counted = training_data.restore_images(Labelled(rows), json.loads(json.dumps(findings)))
     assert again.sha256 == images.sha256
     assert counted["num_images"] == findings["num_images"]
 
@@ -204,5 +207,5 @@ def test_images_that_were_given_up_stay_so_on_resume():
     uri = rows["uri"][1].as_py()
     assert findings["given_up"] == {uri: "timeout: took longer than 60 s"}
     assert f"1 images are not decoded again and count as unreadable: {uri}" in findings["warnings"][-1]
-    assert training_data.as_before(Labelled(rows), findings)[1]["given_up"] == findings["given_up"]
-    assert training_data.as_before(Labelled(rows), {})[1]["given_up"] == {}  # audit.json of an earlier version
+    assert training_data.restore_images(Labelled(rows), findings)[1]["given_up"] == findings["given_up"]
+    assert training_data.restore_images(Labelled(rows), {})[1]["given_up"] == {}  # audit.json of an earlier version

@@ -10,7 +10,7 @@ from labelled import facts, images_in, make
 
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.data import labels, leakage
-from deepfake_ray.data.held_out import held_out
+from deepfake_ray.data.held_out import select_held_out
 from deepfake_ray.drivers import training_data
 from deepfake_ray.errors import UserError
 from deepfake_ray.images import sample
@@ -50,7 +50,7 @@ def uris_of(images, split=None):
 
 def test_a_place_that_the_model_never_saw_is_evaluated_whole(photos, tmp_path):
     other = read(make(tmp_path / "other", *images_in("real", "fake", number=30)))
-    chosen, line = held_out(other, trained_on(read(photos)), {}, hashes)
+    chosen, line = select_held_out(other, trained_on(read(photos)), {}, hashes)
     assert uris_of(chosen) == uris_of(other)
     assert chosen.table["split"].null_count == 60
     assert "evaluating all 60 images" in line
@@ -60,7 +60,7 @@ def test_a_place_that_the_model_never_saw_is_evaluated_whole(photos, tmp_path):
 def test_the_place_of_the_training_is_evaluated_on_its_test_split(photos):
     images = read(photos)
     trained = trained_on(images)
-    chosen, line = held_out(images, trained, {}, never)
+    chosen, line = select_held_out(images, trained, {}, never)
     assert uris_of(chosen) == uris_of(images, "test")
     assert uris_of(chosen).isdisjoint(trained["uri"].to_pylist())
     assert len(chosen.table) + len(trained) == 300
@@ -73,7 +73,7 @@ def test_a_folder_that_grew_keeps_its_test_split(photos, tmp_path):
     before = uris_of(read(photos), "test")
     make(tmp_path / "photos", *[f"{of}/new-{i}.png" for of in ("Real", "Fake") for i in range(150)])
     images = read(photos)
-    chosen, _ = held_out(images, trained, {}, never)
+    chosen, _ = select_held_out(images, trained, {}, never)
     assert uris_of(chosen) == uris_of(images, "test")
     assert before < uris_of(chosen)
     assert uris_of(chosen).isdisjoint(trained["uri"].to_pylist())
@@ -86,7 +86,7 @@ def test_a_copy_elsewhere_is_known_by_its_bytes(photos, tmp_path, sizes_known):
     if not sizes_known:
         trained = trained.set_column(4, "num_bytes", pa.nulls(len(trained), pa.int64()))
     copy = read(make(tmp_path / "copy", *images_in("Real", "Fake", number=150)))
-    chosen, _ = held_out(copy, trained, {}, hashes)
+    chosen, _ = select_held_out(copy, trained, {}, hashes)
     assert {uri.replace("/copy/", "/photos/") for uri in uris_of(chosen)} == uris_of(read(photos), "test")
 
 
@@ -97,10 +97,10 @@ def test_only_files_of_a_known_size_are_read(photos, tmp_path):
     )
     trained = pa.concat_tables([trained, unreadable.cast(trained.schema)])
     other = make(tmp_path / "other", *[f"{of}/quite-a-long-name-{i}.png" for of in ("Real", "Fake") for i in range(20)])
-    chosen, _ = held_out(read(other), trained, {}, never)
+    chosen, _ = select_held_out(read(other), trained, {}, never)
     assert len(chosen.table) == 40
     make(tmp_path / "other", "Real/1.png")  # one training image among them
-    chosen, _ = held_out(read(other), trained, {}, lambda uris: [len(uris) == 1 or never(uris), hashes(uris)][1])
+    chosen, _ = select_held_out(read(other), trained, {}, lambda uris: [len(uris) == 1 or never(uris), hashes(uris)][1])
     assert len(chosen.table) < 40
 
 
@@ -111,7 +111,7 @@ def test_the_groups_of_the_training_count(tmp_path):
     regex = "^(.+?)__"
     trained = trained_on(read(folder, group_regex=regex))
     make(tmp_path / "d", *[f"{of}/person{i // 2}__new{i}.png" for of in ("Real", "Fake") for i in range(300)])
-    chosen, line = held_out(read(folder), trained, {"config": {"group_regex": regex}}, never)
+    chosen, line = select_held_out(read(folder), trained, {"config": {"group_regex": regex}}, never)
     assert "--group-regex" in line
     groups = {uri.rsplit("/", 1)[1].split("__")[0] for uri in trained["uri"].to_pylist()}
     assert set(chosen.table["group"].to_pylist()).isdisjoint(groups)
@@ -128,11 +128,11 @@ def test_the_test_split_is_the_same_above_and_below_the_training_data(tmp_path, 
     given = read(tmp_path / place)
     provenance = {"data": {"place": str(tmp_path / "photos")}} if says_where else {}
     if says_where or place == "photos":
-        chosen, _ = held_out(given, trained, provenance, never)
+        chosen, _ = select_held_out(given, trained, provenance, never)
         assert uris_of(chosen) == uris_of(images, "test") & uris_of(given)
     else:
         try:
-            chosen, _ = held_out(given, trained, provenance, never)
+            chosen, _ = select_held_out(given, trained, provenance, never)
         except UserError:  # by chance there may be too few that both hashes would test on
             return
         assert uris_of(chosen).isdisjoint(trained["uri"].to_pylist())
@@ -144,7 +144,7 @@ def test_splits_of_a_table_are_not_taken_for_those_of_the_hash(photos, tmp_path)
             for i in range(150)]  # fmt: skip
     (tmp_path / "splits.csv").write_text("uri,split\n" + "\n".join(rows))
     images = read(photos, labels=str(tmp_path / "splits.csv"))
-    chosen, line = held_out(read(photos), trained_on(images), {}, never)
+    chosen, line = select_held_out(read(photos), trained_on(images), {}, never)
     assert uris_of(chosen) == uris_of(images, "test")
     assert len(chosen.table) == 80
     assert chosen.table["split"].unique().to_pylist() == ["test"]
@@ -153,7 +153,7 @@ def test_splits_of_a_table_are_not_taken_for_those_of_the_hash(photos, tmp_path)
 
 def test_a_model_that_does_not_say_what_it_was_trained_on(photos):
     images = read(photos)
-    chosen, line = held_out(images, None, {}, never)
+    chosen, line = select_held_out(images, None, {}, never)
     assert uris_of(chosen) == uris_of(images, "test")
     assert "does not say what it was trained on; --split all" in line
 
@@ -163,13 +163,13 @@ def test_nothing_is_left(photos):
     images = read(photos)
     rest = labels.Labelled(images.table.filter(pc.not_equal(images.table["split"], "test")), place=images.place)
     with pytest.raises(UserError, match="training left none"):
-        held_out(rest, trained, {}, never)
+        select_held_out(rest, trained, {}, never)
 
 
 def test_a_limit_counts_the_whole(photos, tmp_path):
     other = read(make(tmp_path / "other", *images_in("real", "fake", number=150)))
     assert len(labels.draw(other, 40, 0, whole=True).table) == 40
-    chosen, _ = held_out(other, trained_on(read(photos)), {}, hashes)
+    chosen, _ = select_held_out(other, trained_on(read(photos)), {}, hashes)
     drawn = labels.draw(chosen, 41, 0, whole=True)
     assert drawn.table["label"].to_pylist().count("real") == 21
     assert drawn.table["row"].to_pylist() == list(range(41))

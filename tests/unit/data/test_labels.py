@@ -172,7 +172,7 @@ def test_labels_that_name_no_image_are_counted(tmp_path, capsys):
     folder = make(tmp_path / "d", *images_in("train/real", "train/fake", "val/real", "val/fake", number=2))
     (tmp_path / "l.csv").write_text("uri,label\nd/train/real/0.png,fake\nd/train/rael/1.png,fake\n")
     config = TrainConfig(data=folder, labels=str(tmp_path / "l.csv"), output="o")
-    assert manifest.count(labels.labelled(config).table)["train"] == {"real": 1, "fake": 3}
+    assert manifest.count(labels.load_labelled(config).table)["train"] == {"real": 1, "fake": 3}
     said = capsys.readouterr().err
     assert f"1 of 2 rows of --labels name no image of the data, such as {tmp_path}/d/train/rael/1.png" in said
 
@@ -181,7 +181,7 @@ def test_what_was_taken_for_what_is_said_once(tmp_path, capsys):
     folder = make(
         tmp_path, *images_in("training/nature", "training/ai/sdv4", "testing/nature", "testing/ai/midjourney")
     )
-    labels.labelled(TrainConfig(data=folder, output="o"))
+    labels.load_labelled(TrainConfig(data=folder, output="o"))
     said = capsys.readouterr().err
     assert said.count("folders: ") == 1
     assert "split testing = test, training = train; class ai = fake, nature = real; source midjourney, sdv4" in said
@@ -199,9 +199,9 @@ def test_neither_other_files_nor_the_root_move_an_image(tmp_path):
 def test_small_sets_without_splits_can_be_evaluated(tmp_path):
     """Made splits that nothing will use need not have both classes."""
     folder = make(tmp_path, "Real/a.png", "Fake/b.png")
-    assert len(labels.labelled(EvaluateConfig(data=folder, model="m", output="o")).table) == 2
+    assert len(labels.load_labelled(EvaluateConfig(data=folder, model="m", output="o")).table) == 2
     with pytest.raises(UserError, match="Each split must have both classes"):
-        labels.labelled(TrainConfig(data=folder, output="o"))
+        labels.load_labelled(TrainConfig(data=folder, output="o"))
 
 
 def test_an_inventorys_bucket_is_no_folder(tmp_path, monkeypatch):

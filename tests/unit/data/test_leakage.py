@@ -96,7 +96,7 @@ def test_leaks_are_named():
 
     trained = table("/train/", [0b0, 0b1111_1111, None, 2**62], ["aa", "bb", None, "dd"], "train")
     tested = table("/test/", [0b1, 0b1111_0000_0000, 0b111_1111, None, 5 << 40], ["zz", "bb", "yy", None, "dd"], "test")
-    found = leakage.leaks(tested, trained, 10)
+    found = leakage.find_leaks(tested, trained, 10)
     assert (found["num_exact"], found["num_near"]) == (2, 2)
     assert [(one["uri"], one["training_uri"], one["differing_bits"]) for one in found["examples"]] == [
         ("/test/1", "/train/1", None),
@@ -104,4 +104,4 @@ def test_leaks_are_named():
         ("/test/0", "/train/0", 1),
         ("/test/2", "/train/1", 1),
     ]
-    assert len(leakage.leaks(tested, trained, 1)["examples"]) == 1
+    assert len(leakage.find_leaks(tested, trained, 1)["examples"]) == 1

@@ -190,7 +190,7 @@ def test_a_file_without_a_suffix_is_an_image_if_it_begins_as_one(tmp_path):
     names = [uri.removeprefix(f"{tmp_path}/") for uri in found.table["uri"].to_pylist()]
     assert names == ["LICENSE.d/IMG_2", "real/IMG_1", "real/b.png"]
     assert {os.path.basename(uri) for uri in found.other_files} == {"LICENSE", "notes", "empty", "pipe"}
-    everything = manifest.of_pages(manifest.pages_of([str(tmp_path)], pick=Pick(include=("*",))))
+    everything = manifest.manifest_from_pages(manifest.pages_of([str(tmp_path)], pick=Pick(include=("*",))))
     assert len(everything.table) == 7
 
 

@@ -218,12 +218,12 @@ def test_a_long_listing_is_written_as_it_comes(tmp_path):
         for page in pages:
             writer.add(page)
         listed = writer.close()
-    assert listed == manifest.Listed(20_000, 0, manifest.of_pages(pages).sha256)
+    assert listed == manifest.Listed(20_000, 0, manifest.manifest_from_pages(pages).sha256)
     metadata = pq.read_metadata(f"{place}/part-00000.parquet")
     assert [metadata.row_group(i).num_rows for i in range(3)] == [8192, 8192, 20_000 - 2 * 8192]
     chunks = manifest.chunks(place, rows_per_chunk=3000)
     assert [chunk.num_rows for chunk in chunks] == [3000, 3000, 2192, 3000, 3000, 2192, 3000, 616]
-    assert pa.concat_tables(manifest.read_chunk(chunk) for chunk in chunks) == manifest.of_pages(pages).table
+    assert pa.concat_tables(manifest.read_chunk(chunk) for chunk in chunks) == manifest.manifest_from_pages(pages).table
 
 
 def write_pages(place, pages):
@@ -253,7 +253,7 @@ def test_a_repeated_uri_counts_once(tmp_path, monkeypatch, per_group):
         chunk.num_rows for chunk in manifest.chunks(str(tmp_path / "n"), 2)
     ]
     pages = [manifest.Page(tables.manifest_rows({"uri": some}, len(some))) for some in (uris[:7], uris[7:])]
-    found = manifest.of_pages(pages)
+    found = manifest.manifest_from_pages(pages)
     assert (found.table["uri"].to_pylist(), found.num_repeated_uris) == (distinct, 6)
 
 

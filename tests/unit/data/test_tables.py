@@ -153,14 +153,14 @@ def test_names_in_tables_are_those_of_folders(tmp_path):
 )
 def test_a_place_has_one_spelling(uri, folder, expected):
     for others in ([], ["/z/plain.png"]):
-        found = uris.normalised(pa.chunked_array([[uri, *others]]), folder)
+        found = uris.normalise_uris(pa.chunked_array([[uri, *others]]), folder)
         assert found.to_pylist() == [expected, *others]
-    assert uris.normalised(pa.chunked_array([[expected]]), folder).to_pylist() == [expected]
+    assert uris.normalise_uris(pa.chunked_array([[expected]]), folder).to_pylist() == [expected]
 
 
 def test_outside_of_the_bucket_is_nothing():
     with pytest.raises(UserError, match="must name places in it"):
-        uris.normalised(pa.chunked_array([["../../x.png"]]), "s3://b/in")
+        uris.normalise_uris(pa.chunked_array([["../../x.png"]]), "s3://b/in")
 
 
 def split_of(folder, name, spelled):
@@ -306,6 +306,6 @@ def test_a_label_that_comes_too_late_is_not_lost_without_a_word(tmp_path, capsys
     (tmp_path / "d" / "a.jpg").write_bytes(b"")
     (tmp_path / "t.csv").write_text("uri,label\nd/a.jpg,fake\n")
     places = [str(tmp_path / "t.csv"), str(tmp_path / "d")]
-    found = manifest.of_pages(manifest.pages_of(places if table_first else places[::-1]))
+    found = manifest.manifest_from_pages(manifest.pages_of(places if table_first else places[::-1]))
     assert found.table["label"].to_pylist() == ["fake" if table_first else None]
     assert ("1 labels or splits are left out" in capsys.readouterr().err) != table_first

@@ -292,7 +292,7 @@ def test_degraded_scores_of_other_images_are_not_gone_on_with(tmp_path):
     pages = [manifest.Page(tables.manifest_rows({"uri": [f"/{i}.jpg" for i in rows]}, 2)) for rows in ((1, 2), (1, 3))]
     place = tmp_path / "degraded"
     for page, stays in ((pages[0], True), (pages[1], False)):
-        files.write_json(f"{place}/run.json", {"manifest_sha256": manifest.of_pages([pages[0]]).sha256})
+        files.write_json(f"{place}/run.json", {"manifest_sha256": manifest.manifest_from_pages([pages[0]]).sha256})
         _require_the_same_drawn(page, str(place))
         assert place.exists() == stays
 
@@ -304,7 +304,7 @@ def test_a_finished_training_of_something_else_is_refused(untrained, tmp_path, o
     config = TrainConfig(data="/data", output=str(tmp_path / "o"), image_size=32)
     chosen = config.to_json() | {"weights": "none", "global_batch_size": 128, "num_workers": 1, "learning_rate": 0.002}
     del chosen["mlflow_uri"], chosen["leave_one_source_out"]
-    finished(config.output, config=chosen if of_an_older_version else chosen | resuming.asked(config))
+    finished(config.output, config=chosen if of_an_older_version else chosen | resuming.asked_settings(config))
     shutil.copytree(untrained, tmp_path / "o" / "model")
     for same in ({}, {"max_failures": 1}, {"mlflow_uri": "x"}, {"verbose": True}):
         assert train(replace(config, resume=True, **same)) == bundle.load_spec(untrained)
@@ -320,7 +320,7 @@ def test_a_finished_matrix_of_something_else_is_refused(tmp_path):
     from deepfake_ray.drivers.leave_one_source_out import MATRIX, leave_one_source_out
 
     config = TrainConfig(data="/data", output=str(tmp_path / "o"), leave_one_source_out=True)
-    finished(config.output, config=resuming.asked(config))
+    finished(config.output, config=resuming.asked_settings(config))
     files.write_bytes(
         f"{config.output}/{MATRIX}", b"left_out,tested_on,roc_auc,recall_fake,num_fake\n(nothing),a,0.75,0.5,3\n"
     )
@@ -342,7 +342,7 @@ def test_a_finished_quantisation_of_something_else_is_refused(untrained, tmp_pat
     config = QuantizeConfig(data="/data", model=untrained, output=str(tmp_path / "o"))
     made_of = {"quantised_from": bundle.load_spec(untrained).model_id}
     other = other_model(untrained, tmp_path / "other", temperature=2.0)
-    for provenance in (made_of, made_of | resuming.asked(config)):
+    for provenance in (made_of, made_of | resuming.asked_settings(config)):
         shutil.rmtree(config.output, ignore_errors=True)
         other_model(untrained, tmp_path / "o" / "model", provenance=provenance)
         outputs.mark_finished(config.output)

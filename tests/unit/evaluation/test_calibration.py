@@ -40,16 +40,16 @@ def test_thresholds_keep_their_promises():
     chosen = calibration.choose_thresholds(labels, logits, 1.0)
     assert (chosen["default"].logit, chosen["default"].p_fake) == (0.0, 0.5)
     for name, limit in (("fpr_1", 10), ("fpr_5", 50)):
-        at = metrics.at_threshold(labels, logits, chosen[name])
+        at = metrics.figures_at_threshold(labels, logits, chosen[name])
         assert at["confusion_matrix"][0][1] <= limit
         lowest = np.sort(logits[:1000])[-limit - 1]  # called fake, it would be one real too many
         assert at["recall_fake"] == np.mean(logits[1000:] > lowest)
         assert (chosen[name].num_real, chosen[name].num_fake) == (1000, 1000)
     best = max(
-        metrics.at_threshold(labels, logits, scores.threshold_at(p, 1.0))["balanced_accuracy"]
+        metrics.figures_at_threshold(labels, logits, scores.threshold_at(p, 1.0))["balanced_accuracy"]
         for p in np.linspace(0, 1, 201)
     )
-    assert metrics.at_threshold(labels, logits, chosen["balanced"])["balanced_accuracy"] >= best
+    assert metrics.figures_at_threshold(labels, logits, chosen["balanced"])["balanced_accuracy"] >= best
 
 
 def test_thresholds_of_separable_scores_lie_between_the_classes():
@@ -83,7 +83,7 @@ def test_between_neighbouring_float32_there_is_a_threshold_still():
     high = np.nextafter(low, np.float32(np.inf))
     chosen = calibration.choose_thresholds([0, 0, 1, 1], [low, low, high, high], 1.0)
     assert chosen["fpr_1"].logit == float(high)
-    assert scores.called_fake([low, high], chosen["fpr_1"]).tolist() == [False, True]
+    assert scores.is_predicted_fake([low, high], chosen["fpr_1"]).tolist() == [False, True]
 
 
 def test_too_few_reals_promise_nothing():

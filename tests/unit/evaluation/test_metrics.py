@@ -19,7 +19,7 @@ NAMES = ("precision", "recall", "f1")
 
 def test_at_threshold_by_hand():
     # Called fake (>= .5): one real of four, five fakes of six.
-    found = metrics.at_threshold(LABELS, LOGITS, HALF)
+    found = metrics.figures_at_threshold(LABELS, LOGITS, HALF)
     assert found["confusion_matrix"] == [[3, 1], [1, 5]]
     assert found["accuracy"] == pytest.approx(8 / 10)
     assert found["balanced_accuracy"] == pytest.approx((3 / 4 + 5 / 6) / 2)
@@ -32,8 +32,8 @@ def test_at_threshold_by_hand():
 
 
 def test_threshold_itself_counts_as_fake():
-    assert metrics.at_threshold([0, 1], [-1.0, 0.0], HALF)["recall_fake"] == 1.0
-    assert metrics.at_threshold([0, 1], [-1.0, 0.0], threshold_at(0.5 + 1e-9, 1.0))["recall_fake"] == 0.0
+    assert metrics.figures_at_threshold([0, 1], [-1.0, 0.0], HALF)["recall_fake"] == 1.0
+    assert metrics.figures_at_threshold([0, 1], [-1.0, 0.0], threshold_at(0.5 + 1e-9, 1.0))["recall_fake"] == 0.0
 
 
 def test_roc_auc_by_counting_pairs():
@@ -52,7 +52,7 @@ def test_figures_of_an_absent_class_are_undefined(label):
     """scikit-learn has 0 for most of them, whatever the images (its issues 25531 and 28038)."""
     there, absent = ("real", "fake")[label], ("real", "fake")[1 - label]
     logits = np.array([-2.0, -1.0, 3.0], np.float32)  # one is called fake
-    found = metrics.at_threshold([label] * 3, logits, HALF)
+    found = metrics.figures_at_threshold([label] * 3, logits, HALF)
     undefined = (
         {"balanced_accuracy", "mcc"} | {f"{name}_macro" for name in NAMES} | {f"{name}_{absent}" for name in NAMES}
     )
@@ -76,7 +76,7 @@ def test_figures_of_an_absent_class_are_undefined(label):
 def test_precision_of_what_is_never_called_is_undefined(threshold, never):
     """As with scikit-learn's zero_division=nan; recall and F1 of it are 0."""
     at = threshold_at(threshold, 1.0)
-    found = metrics.at_threshold(LABELS, LOGITS, at)
+    found = metrics.figures_at_threshold(LABELS, LOGITS, at)
     undefined = {"mcc", f"precision_{never}", "precision_macro", "precision_weighted"}
     assert {name for name, value in found.items() if value is None} == undefined
     assert (found[f"recall_{never}"], found[f"f1_{never}"], found["balanced_accuracy"]) == (0.0, 0.0, 0.5)
@@ -88,7 +88,7 @@ def test_precision_of_what_is_never_called_is_undefined(threshold, never):
 def test_numbers_are_scikit_learns():
     random = np.random.default_rng(0)
     labels, logits = random.integers(0, 2, 300), random.normal(size=300).astype(np.float32)
-    found = metrics.at_threshold(labels, logits, threshold_at(0.3, 1.0))
+    found = metrics.figures_at_threshold(labels, logits, threshold_at(0.3, 1.0))
     called = (logits >= np.float32(np.log(0.3 / 0.7))).astype(int)
     for average in ("macro", "weighted"):
         expected = sk.precision_recall_fscore_support(labels, called, average=average)

@@ -45,10 +45,10 @@ def page(tmp_path_factory):
                 {"uri": "/test/seen.jpg", "training_uri": "/train/seen.jpg", "split": "train", "differing_bits": None}
             ]},
         },
-        "degradations": robustness.by_degradation(pa.Table.from_pandas(frame), degraded(frame), AT),
+        "degradations": robustness.figures_by_degradation(pa.Table.from_pandas(frame), degraded(frame), AT),
     }  # fmt: skip
     labels, logits = summary.arrays(scored)
-    pictures = figures.of_evaluation(labels, logits, result, MODEL.temperature)
+    pictures = figures.draw_evaluation(labels, logits, result, MODEL.temperature)
     random = np.random.default_rng(0)
     errors = []
     for i, label in enumerate(["fake"] * 6 + ["real"] * 5):

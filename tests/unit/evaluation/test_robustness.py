@@ -22,7 +22,7 @@ def test_flips_are_counted_image_by_image():
     clean = rows([0.1, 0.2, 0.8, 0.9, 0.95], [REAL, REAL, FAKE, FAKE, FAKE])
     # After JPEG 50 one real is accused, and one fake passes. Row 4 could not be scored again.
     jpeg = rows([0.6, 0.2, 0.3, 0.9], [REAL, REAL, FAKE, FAKE], degradation=["jpeg_50"] * 4)
-    first, second = robustness.by_degradation(clean, jpeg, threshold_at(0.5, 1.0))
+    first, second = robustness.figures_by_degradation(clean, jpeg, threshold_at(0.5, 1.0))
     assert (first["name"], first["num_images"], first["flipped"], first["roc_auc"]) == ("as_it_is", 4, 0.0, 1.0)
     assert (second["name"], second["num_images"], second["flipped"]) == ("jpeg_50", 4, 0.5)
     assert (second["flipped_to_fake"], second["flipped_to_real"]) == (0.25, 0.25)

@@ -49,10 +49,11 @@ def test_calibration_error_by_hand():
 def test_counts_give_the_numbers_of_the_images():
     labels, logits = simulated(seed=3)
     for threshold in (0.0, 0.3, 0.7, 1.0):
-        numbers = metrics.at_threshold(labels, logits, threshold_at(threshold, 1.0))
+        numbers = metrics.figures_at_threshold(labels, logits, threshold_at(threshold, 1.0))
         matrix = numbers.pop("confusion_matrix")
         of_counts = {
-            name: None if np.isnan(value) else value for name, value in metrics.of_counts(np.ravel(matrix)).items()
+            name: None if np.isnan(value) else value
+            for name, value in metrics.figures_from_counts(np.ravel(matrix)).items()
         }
         assert of_counts == numbers
 
@@ -72,7 +73,7 @@ def test_sources_may_have_any_name():
     names = ["", " ", "²", "٣ x", "under ", "<b>"]
     labels, logits = np.tile([schema.REAL, schema.FAKE], 6), np.arange(12, dtype=np.float32)
     scored = predictions(labels, logits, source=names * 2)
-    found = slices.by_slice(scored, labels, logits, threshold_at(0.5, 1.0), Clusters.of([None] * 12))
+    found = slices.figures_by_slice(scored, labels, logits, threshold_at(0.5, 1.0), Clusters.of([None] * 12))
     assert sorted(one["value"] for one in found if one["by"] == "source") == sorted(names)
 
 
@@ -89,7 +90,7 @@ def test_slices_by_hand():
     labels, logits = summary.arrays(scored)
     found = {
         (of["by"], of["value"]): of
-        for of in slices.by_slice(scored, labels, logits, threshold_at(0.5, 1.0), Clusters.of([None] * 6))
+        for of in slices.figures_by_slice(scored, labels, logits, threshold_at(0.5, 1.0), Clusters.of([None] * 6))
     }
     assert list(found) == [
         ("source", "a"), ("source", "b"), ("format", "JPEG"), ("format", "PNG"), ("short side", "under 64 px"),

@@ -10,7 +10,7 @@ from PIL import Image
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.images.decode import Limits, decode, header
 from deepfake_ray.images.formats.containers import sniff
-from deepfake_ray.images.preprocessing import CROP, Preparation, prepare, spread
+from deepfake_ray.images.preprocessing import CROP, Preparation, prepare, spread_crops
 
 LIMITS = Limits(max_bytes=1_000_000, max_pixels=1_000_000)
 
@@ -292,7 +292,7 @@ def test_small_images_are_enlarged_before_they_are_cropped():
 
 
 def test_places_are_spread():
-    places = spread(9)
+    places = spread_crops(9)
     assert places[0] == (0.5, 0.5)
     assert all(0 <= x < 1 and 0 <= y < 1 for x, y in places)
     gaps = [np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(places) for b in places[:i]]

@@ -57,7 +57,7 @@ def test_bf16_scores_are_those_of_autocast_to_the_bit(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 48, 3), np.uint8)
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     x = (x - 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1)) / (255 * torch.tensor(IMAGENET_STD).view(3, 1, 1))
-    by_hand = networks.with_head_in_fp32(fuse(network), "resnet18").to(memory_format=torch.channels_last)
+    by_hand = networks.keep_head_in_fp32(fuse(network), "resnet18").to(memory_format=torch.channels_last)
     torch.set_num_threads(1)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         outputs = by_hand(x).float()

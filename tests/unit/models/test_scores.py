@@ -25,8 +25,8 @@ from deepfake_ray.models.scores import (
     HIGHEST,
     LOWEST,
     Threshold,
-    called_fake,
-    in_digits,
+    format_p_fake,
+    is_predicted_fake,
     logit_of,
     p_fake_of,
     require_same_precision,
@@ -100,7 +100,7 @@ def test_written_verdicts_keep_what_thresholds_promise(validation):
         accused = int(np.sum(fake & (labels == schema.REAL)))
         if name in calibration.MAX_FPR:
             assert accused <= math.floor(calibration.MAX_FPR[name] * num_real + 1e-9)
-        found = metrics.at_threshold(labels, logits, threshold)["confusion_matrix"]
+        found = metrics.figures_at_threshold(labels, logits, threshold)["confusion_matrix"]
         assert found[0][1] == accused
         assert found[1][1] == int(np.sum(fake & (labels == schema.FAKE)))
         below, above = logits[logits < np.float32(threshold.logit)], logits[logits >= np.float32(threshold.logit)]
@@ -134,7 +134,7 @@ def test_evaluation_counts_the_written_verdicts(validation):
     found_labels, found_logits = summary.arrays(rows)
     assert found_logits.dtype == np.float32
     fake = np.array(rows["predicted_label"].to_pylist()) == "fake"
-    assert np.array_equal(called_fake(found_logits, spec.threshold("fpr_5")), fake)
+    assert np.array_equal(is_predicted_fake(found_logits, spec.threshold("fpr_5")), fake)
     assert np.array_equal(found_labels, labels)
 
 
@@ -161,7 +161,7 @@ def test_a_number_is_turned_into_a_logit_once(number, temperature):
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=9), st.floats(0.5, 20), st.floats(-60, 60, width=32))
 def test_a_higher_number_calls_no_more_images_fake(numbers, temperature, logit):
-    verdicts = [called_fake([logit], threshold_at(number, temperature))[0] for number in sorted(numbers)]
+    verdicts = [is_predicted_fake([logit], threshold_at(number, temperature))[0] for number in sorted(numbers)]
     assert verdicts == sorted(verdicts, reverse=True)
 
 
@@ -174,8 +174,8 @@ def test_the_logit_of_a_number_has_that_p_fake(number, temperature):
 
 def test_ends_are_finite():
     assert (logit_of(0, 1.0), logit_of(1, 1.0)) == (LOWEST, HIGHEST)
-    assert not called_fake([1e38], threshold_at(1, 1.0))[0]
-    assert called_fake([-1e38], threshold_at(0, 1.0))[0]
+    assert not is_predicted_fake([1e38], threshold_at(1, 1.0))[0]
+    assert is_predicted_fake([-1e38], threshold_at(0, 1.0))[0]
     for wrong in (-0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match="not in"):
             logit_of(wrong, 1.0)
@@ -185,8 +185,8 @@ def test_verdicts_of_an_earlier_version_are_found_again():
     logits = np.float32([-2, -0.5, 0.3, 4])
     p_fake = p_fake_of(logits, 1.5).astype(np.float32)
     found = threshold_of_rows(pa.array(logits), pa.array(p_fake), 0.4)
-    assert called_fake(logits, found).tolist() == (p_fake >= 0.4).tolist() == [False, True, True, True]
-    assert not called_fake(logits, threshold_of_rows(logits, p_fake, 0.99)).any()
+    assert is_predicted_fake(logits, found).tolist() == (p_fake >= 0.4).tolist() == [False, True, True, True]
+    assert not is_predicted_fake(logits, threshold_of_rows(logits, p_fake, 0.99)).any()
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_scores_that_are_no_numbers_are_refused(logit):
     ],
 )  # fmt: skip
 def test_a_threshold_below_1_is_not_shown_as_1(p_fake, text):
-    assert in_digits(p_fake) == text.rstrip("0" if "." in text else "")
+    assert format_p_fake(p_fake) == text.rstrip("0" if "." in text else "")
 
 
 def test_thresholds_travel_through_json():

@@ -24,7 +24,7 @@ def earlier_run(folder):
     rows = tables.manifest_rows(
         {"uri": ["s3://b/0", "/x/1", "/x/2", "/x/3", "/x/4"], "etag": ["e0", None, None, None, None],
          "num_bytes": [10, 11, 12, 13, None], "mtime": [NOW, NOW, NOW, NOW, None]}, 5)  # fmt: skip
-    manifest.write(manifest.of_pages([manifest.Page(rows)]), str(folder / "manifest"))
+    manifest.write(manifest.manifest_from_pages([manifest.Page(rows)]), str(folder / "manifest"))
     common = {"status": "ok", "run_id": "r", "scored_at": NOW, "model_id": "m", "format": "jpeg", "width": 7}
     scores = [
         {**common, "row": i, "uri": uri, "sha256": f"{i:02d}" * 32, "num_bytes": 10 + i, "logit": i + 0.5}

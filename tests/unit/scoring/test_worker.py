@@ -107,7 +107,7 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     import torch
 
     from deepfake_ray.images.decode import decode
-    from deepfake_ray.images.preprocessing import CROP, Preparation, spread
+    from deepfake_ray.images.preprocessing import CROP, Preparation, spread_crops
     from deepfake_ray.models import networks
     from deepfake_ray.models.inference import Predictor
 
@@ -125,7 +125,7 @@ def test_the_mean_logit_of_several_crops_counts(tmp_path):
     ChunkScorer(spec)(chunk, Items(lambda _: nullcontext()))
     rows = rows_of(spec, [chunk])
     pixels = decode(large, spec.limits).pixels
-    corners = [(round(x * (70 - 32)), round(y * (50 - 32))) for x, y in spread(3)]
+    corners = [(round(x * (70 - 32)), round(y * (50 - 32))) for x, y in spread_crops(3)]
     assert len(set(corners)) == 3
     crops = np.stack([pixels[top : top + 32, left : left + 32] for left, top in corners])
     logits = Predictor(place, precision="fp32").logits(crops)

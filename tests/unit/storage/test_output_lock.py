@@ -14,7 +14,7 @@ from checkout import ROOT
 
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.storage import files, output_lock, outputs
-from deepfake_ray.storage.output_lock import Holder, held
+from deepfake_ray.storage.output_lock import Holder, hold_output
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def elsewhere(output, **options):
 
 
 def test_it_says_who_and_nothing_of_it_stays(output):
-    with held(output) as lock:
+    with hold_output(output) as lock:
         found = lock_of(output)
         assert (found["pid"], found["host"]) == (os.getpid(), os.uname().nodename)
         outputs.require_new_output(output, resumable=True)
@@ -50,20 +50,20 @@ def test_it_says_who_and_nothing_of_it_stays(output):
 
 
 def test_a_folder_that_nothing_was_written_to_is_not_left(output):
-    with pytest.raises(UserError, match="no such image"), held(output):
+    with pytest.raises(UserError, match="no such image"), hold_output(output):
         raise UserError("no such image")
     assert not os.path.exists(output)
     os.mkdir(output)
-    with held(output):
+    with hold_output(output):
         pass
     assert os.listdir(output) == []
 
 
 def test_a_second_run_is_refused_by_name(output):
     with (
-        held(output),
+        hold_output(output),
         pytest.raises(UserError, match=rf"One run at a time .*/o is being written by process {os.getpid()} on .*begun"),
-        held(output),
+        hold_output(output),
     ):
         pass
 
@@ -76,7 +76,7 @@ def test_of_many_at_once_one_has_it(output):
         def one(has=has, refused=refused, all_ready=all_ready):
             all_ready.wait()
             try:
-                with held(output):
+                with hold_output(output):
                     has.append(1)
                     while len(has) + len(refused) < 8:
                         time.sleep(0.001)
@@ -96,8 +96,8 @@ def test_of_many_at_once_one_has_it(output):
 def child(output):
     """A process that has the lock."""
     code = (
-        "import sys, time; from deepfake_ray.storage.output_lock import held\n"
-        "with held(sys.argv[1]): print(flush=True); time.sleep(99)"
+        "import sys, time; from deepfake_ray.storage.output_lock import hold_output\n"
+        "with hold_output(sys.argv[1]): print(flush=True); time.sleep(99)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, output], stdout=subprocess.PIPE, cwd=ROOT)
     process.stdout.readline()
@@ -108,16 +108,16 @@ def test_the_lock_of_a_killed_run_is_taken_over_at_once(output, capsys, monkeypa
     monkeypatch.setattr(output_lock, "STALE_S", 1000)
     process = child(output)
     try:
-        with pytest.raises(UserError, match=f"process {process.pid} on "), held(output):
+        with pytest.raises(UserError, match=f"process {process.pid} on "), hold_output(output):
             pass
         process.send_signal(signal.SIGSTOP)  # does nothing, and lives
         time.sleep(0.5)
-        with pytest.raises(UserError, match=f"process {process.pid} on "), held(output):
+        with pytest.raises(UserError, match=f"process {process.pid} on "), hold_output(output):
             pass
     finally:
         process.kill()
     monkeypatch.setattr(output_lock, "DYING_S", 20)
-    with held(output):  # it is a zombie: nobody has waited for it
+    with hold_output(output):  # it is a zombie: nobody has waited for it
         assert lock_of(output)["pid"] == os.getpid()
     assert f"process {process.pid} on" in capsys.readouterr().err
     process.wait()
@@ -128,14 +128,14 @@ def test_another_process_with_its_number_does_not_count(output):
     files.write_bytes(
         files.join(output, outputs.LOCK), Holder.this_process().content(0).replace(b'started": "', b'started": "9')
     )
-    with held(output):
+    with hold_output(output):
         pass
 
 
 def test_a_run_elsewhere_is_waited_for(output, capsys):
     elsewhere(output)
     began = time.monotonic()
-    with held(output):
+    with hold_output(output):
         assert time.monotonic() - began >= 0.3
     said = capsys.readouterr().err
     assert "was being written by process" in said
@@ -147,33 +147,33 @@ def test_a_run_elsewhere_that_lives_is_left_alone(output):
     elsewhere(output)
     beat = threading.Timer(0.1, elsewhere, [output], {"heartbeat": 1})
     beat.start()
-    with pytest.raises(UserError, match="on other, begun"), held(output):
+    with pytest.raises(UserError, match="on other, begun"), hold_output(output):
         pass
     beat.join()
 
 
 def test_a_lock_that_says_nothing_is_waited_for(output):
     files.write_bytes(files.join(output, outputs.LOCK), b"")
-    with held(output):
+    with hold_output(output):
         assert lock_of(output)["pid"] == os.getpid()
 
 
 def test_who_was_held_up_for_too_long_notices(output):
-    with held(output) as lock:
+    with hold_output(output) as lock:
         elsewhere(output)
         time.sleep(0.2)  # its heartbeat must not take it back
         with pytest.raises(JobError, match=r"is no longer this run's: process \d+ on other"):
             lock.require()
     assert lock_of(output)["host"] == "other"
     os.remove(files.join(output, outputs.LOCK))
-    with held(output) as lock:
+    with hold_output(output) as lock:
         os.remove(files.join(output, outputs.LOCK))
         with pytest.raises(JobError, match="nobody has its _LOCK"):
             lock.require()
 
 
 def test_the_heartbeat_changes_the_lock(output):
-    with held(output) as lock:
+    with hold_output(output) as lock:
         time.sleep(0.3)
         assert lock_of(output)["heartbeat"] > 0
         lock.require()
@@ -185,19 +185,22 @@ def test_where_links_are_not_to_be_had(output, monkeypatch):
         raise PermissionError("no links here")
 
     monkeypatch.setattr(os, "link", refuse)
-    with held(output), pytest.raises(UserError, match="One run at a time"), held(output):
+    with hold_output(output), pytest.raises(UserError, match="One run at a time"), hold_output(output):
         pass
     assert not os.path.exists(output)
 
 
 def test_a_file_is_no_output(tmp_path):
     (tmp_path / "o").write_text("")
-    with pytest.raises(UserError, match="output must be a directory: .*/o is a file"), held(str(tmp_path / "o")):
+    with pytest.raises(UserError, match="output must be a directory: .*/o is a file"), hold_output(str(tmp_path / "o")):
         pass
 
 
 def test_a_storage_that_fails_is_one_line(output):
-    with pytest.raises(JobError, match=r"No space left on device.*; mend the cause and add --resume"), held(output):
+    with (
+        pytest.raises(JobError, match=r"No space left on device.*; mend the cause and add --resume"),
+        hold_output(output),
+    ):
         raise OSError(28, "No space left on device", "/x")
     with contextlib.suppress(FileNotFoundError):
         assert os.listdir(output) == []

@@ -14,7 +14,7 @@ from ray.data.block import BlockAccessor
 
 from deepfake_ray.cluster import ray_data
 from deepfake_ray.cluster.ray_data import BYTES_PER_TASK, bytes_ahead
-from deepfake_ray.drivers.file_facts import in_order
+from deepfake_ray.drivers.file_facts import require_order
 from deepfake_ray.errors import ErrorCode, JobError
 from deepfake_ray.images.decode import Limits
 from deepfake_ray.images.preprocessing import Preparation
@@ -351,7 +351,7 @@ def test_an_image_that_the_audit_gave_up_is_not_touched_again(pictures):
 def test_facts_of_files_stay_with_their_files():
     uris = pa.chunked_array([["a", "b"], ["c"]])
     facts = pa.table({"sha256": ["1", "2", "3"], "uri": ["a", "b", "c"]})
-    assert in_order(facts, uris).to_pydict() == {"sha256": ["1", "2", "3"]}
+    assert require_order(facts, uris).to_pydict() == {"sha256": ["1", "2", "3"]}
     for wrong in (facts.take([1, 0, 2]), facts.slice(0, 2), facts.take([0, 1, 2, 2])):
         with pytest.raises(JobError, match="in the order of the 3 images"):
-            in_order(wrong, uris)
+            require_order(wrong, uris)
