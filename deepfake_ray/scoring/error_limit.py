@@ -38,8 +38,8 @@ class ErrorWatch:
         if self.done >= MIN_IMAGES_TO_STOP and self.errors.total() > self._max_share * self.done:
             raise JobError(
                 f"stopped: {self.errors.total():,} of {self.done:,} images cannot be read "
-                f"({describe_errors(self.errors)}), over --max-error-share {self._max_share:g}; the last was {report.example}. If these are the images "
-                "that you mean, raise the share and add --resume."
+                f"({describe_errors(self.errors)}), over --max-error-share {self._max_share:g}; the last was "
+                f"{report.example}. If these are the images that you mean, raise the share and add --resume."
             )
 
 
