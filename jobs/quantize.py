@@ -3,4 +3,4 @@
 from deepfake_ray.starting import start
 
 if __name__ == "__main__":
-    start("QuantizeConfig", "deepfake_ray.drivers.quantize:quantize_to_summary")
+    start("quantize")

@@ -3,4 +3,4 @@
 from deepfake_ray.starting import start
 
 if __name__ == "__main__":
-    start("QuickstartConfig", "deepfake_ray.drivers.quickstart:quickstart")
+    start("quickstart")

@@ -3,4 +3,4 @@
 from deepfake_ray.starting import start
 
 if __name__ == "__main__":
-    start("ScoreConfig", "deepfake_ray.drivers.score:score")
+    start("score")

@@ -3,4 +3,4 @@
 from deepfake_ray.starting import start
 
 if __name__ == "__main__":
-    start("TrainConfig", "deepfake_ray.drivers.leave_one_source_out:train_or_cross")
+    start("train")

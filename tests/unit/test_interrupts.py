@@ -228,7 +228,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 from deepfake_ray.starting import start
-start("ScoreConfig", "os:nothing")
+start("score")
 """
 
 
