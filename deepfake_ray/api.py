@@ -1,8 +1,14 @@
 """What Python users import from `deepfake_ray`: `Detector`, and `train`, `score`, `evaluate`, the jobs as functions."""
 
-from typing import Any
+import os
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from importlib import import_module
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from deepfake_ray.config import EvaluateConfig, ScoreConfig, TrainConfig
+from deepfake_ray.errors import UserError
 from deepfake_ray.scoring.detector import Detector as Detector
 
 
@@ -19,7 +25,7 @@ def train(**settings: Any) -> dict[str, Any]:
         UserError: a mistake in the settings or in what they name.
         JobError: the training failed.
     """
-    return _run(TrainConfig(**settings), "leave_one_source_out", "train_or_cross")
+    return _run(TrainConfig, settings, "leave_one_source_out", "train_or_cross")
 
 
 def score(**settings: Any) -> dict[str, Any]:
@@ -35,9 +41,7 @@ def score(**settings: Any) -> dict[str, Any]:
         UserError: a mistake in the settings or in what they name.
         JobError: no image could be scored, or too many could not.
     """
-    if isinstance(settings.get("images"), str):
-        settings["images"] = (settings["images"],)
-    return _run(ScoreConfig(**settings), "score", "score")
+    return _run(ScoreConfig, settings, "score", "score")
 
 
 def evaluate(**settings: Any) -> dict[str, Any]:
@@ -53,14 +57,13 @@ def evaluate(**settings: Any) -> dict[str, Any]:
         UserError: a mistake in the settings or in what they name.
         JobError: no image could be scored, or too many could not.
     """
-    return _run(EvaluateConfig(**settings), "evaluate", "evaluate")
+    return _run(EvaluateConfig, settings, "evaluate", "evaluate")
 
 
-def _run(config: Any, module: str, function: str) -> dict[str, Any]:
-    from importlib import import_module
-
+def _run(config_class: type[Any], settings: Mapping[str, Any], module: str, function: str) -> dict[str, Any]:
     from deepfake_ray.drivers import checks
 
+    config = configured(config_class, settings)
     checks.check(config)
     checks.check_network(config)
     job = getattr(import_module(f"deepfake_ray.drivers.{module}"), function)  # loads Ray
@@ -69,3 +72,44 @@ def _run(config: Any, module: str, function: str) -> dict[str, Any]:
     with ray_session(verbose=config.verbose):
         result: dict[str, Any] = job(config)
         return result
+
+
+def configured(config_class: type[Any], settings: Mapping[str, Any]) -> Any:
+    """A job's configuration, each value of the kind that its flag takes.
+
+    Paths may be `os.PathLike`, text may be given as a number, and one path instead of several.
+
+    Raises:
+        UserError: a setting is unknown, missing, or of another kind; or a value breaks a rule.
+    """
+    hints = get_type_hints(config_class)
+    if unknown := sorted(settings.keys() - hints.keys()):
+        raise UserError(f"A setting must be one of {', '.join(sorted(hints))}: got {unknown[0]}; correct its name.")
+    required = [field.name for field in fields(config_class) if field.default is MISSING]
+    if missing := [name for name in required if name not in settings]:
+        raise UserError(f"{missing[0]} must be given: got {', '.join(sorted(settings)) or 'nothing'}; add it.")
+    return config_class(**{name: _suited(name, value, hints[name]) for name, value in settings.items()})
+
+
+def _suited(name: str, value: Any, hint: Any) -> Any:
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if get_origin(kinds[0]) is tuple:
+        several = [value] if isinstance(value, str) else value
+        if isinstance(several, list | tuple):
+            return tuple(_suited(name, one, get_args(kinds[0])[0]) for one in several)
+    for kind in kinds:
+        if get_origin(kind) is Literal:
+            if isinstance(value, str) and value in get_args(kind):
+                return value
+        elif kind is float:
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+        elif get_origin(kind) is None and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+    if str in kinds and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    wanted = f"one of {', '.join(choices)}" if choices else " or ".join(getattr(k, "__name__", str(k)) for k in kinds)
+    raise UserError(f"{name} must be {wanted}: got {value!r}; correct it.")

@@ -73,8 +73,8 @@ class Interrupts:
         if self._number is not None:
             return  # the process is to end, whatever threads it still waits for
         for number, handler in self._handlers.items():
-            # The job has ended: what is left of the process does so with its exit code.
-            signal.signal(number, signal.SIG_IGN if handler is end_at_once else handler)
+            # Where nothing else handled them before: what is left of the process then ends with the job's code.
+            signal.signal(number, self._end_with_code if handler is end_at_once else handler)
         signal.set_wakeup_fd(self._wakeup)
         os.write(self._writer, STOP)
         self._thread.join()
@@ -89,6 +89,9 @@ class Interrupts:
     def over(self, code: int) -> None:
         """The job has ended with this code: a signal that comes now ends the rest at once, and changes nothing."""
         self._code = code
+
+    def _end_with_code(self, *_: object) -> NoReturn:
+        os._exit(self._code or 0)
 
     def _raise(self, number: int, _: FrameType | None) -> None:
         if self._code is None and not self._is_raised:
@@ -126,6 +129,11 @@ class Interrupts:
     def _end(self) -> NoReturn:
         sys.stderr.flush()
         os._exit(128 + (self._number or 0) if self._code is None else self._code)
+
+
+def is_job() -> bool:
+    """Whether this process is a job of the command line."""
+    return _active is not None
 
 
 def own() -> None:

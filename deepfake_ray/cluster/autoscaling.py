@@ -51,8 +51,8 @@ def _wait(plan: Callable[[Sequence[Node]], Plan], error: ClusterTooSmallError) -
             error = latest
         now = time.monotonic()
         state = autoscaler_state()
-        if state is None:
-            raise error
+        if state is None:  # the head is busy, or is being restarted: the nodes may come all the same
+            continue
         waited = f"{now - started:.0f} s"
         if _is_refused(state, error.bundles):
             raise ClusterTooSmallError(f"{error} Its autoscaler cannot add such nodes.", error.bundles)

@@ -5,6 +5,7 @@ warning and the job goes on as if there were no such function. What that means i
 tests of this module ask of each whether it still takes effect, to be run first when the pin is moved.
 """
 
+import inspect
 from collections.abc import Iterable
 from contextlib import suppress
 from types import SimpleNamespace
@@ -62,13 +63,24 @@ def start_no_helpers() -> None:
         _replace(actor_pool_map_operator, "get_actor_locations", _no_locations)
 
 
+def start_helpers_again() -> None:
+    """Take back `start_no_helpers`, for what else this process does with Ray."""
+    while _replaced:
+        owner, name, value = _replaced.pop()
+        setattr(owner, name, value)
+
+
+_replaced: list[tuple[Any, str, Any]] = []
+"""Whose attribute, its name, and what it was."""
+
+
 def _replace(owner: Any, name: str, value: Any) -> None:
     """Set what is there; where it is not, setting it would have no effect, and nobody would know.
 
     Raises:
         AttributeError: it is not there.
     """
-    getattr(owner, name)
+    _replaced.append((owner, name, inspect.getattr_static(owner, name)))
     setattr(owner, name, value)
 
 

@@ -15,7 +15,7 @@ import ray
 from deepfake_ray import interrupts
 from deepfake_ray.cluster.local_ray import MARK, is_alone
 from deepfake_ray.cluster.placement import DATA_LABEL, Node
-from deepfake_ray.cluster.ray_internals import HEAD, RAY_VERSION, end_helpers
+from deepfake_ray.cluster.ray_internals import HEAD, RAY_VERSION, end_helpers, start_helpers_again
 from deepfake_ray.console import say
 from deepfake_ray.errors import JobError, UserError
 from deepfake_ray.storage import files
@@ -41,6 +41,8 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
     finally:
         if not was_there:
             ray.shutdown()
+            os.environ.pop(MARK, None)
+            start_helpers_again()
 
 
 def require_pinned_ray() -> None:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from deepfake_ray import schema
+from deepfake_ray import interrupts, schema
 from deepfake_ray.cluster.session import cause_of, start_ray
 from deepfake_ray.config import EvaluateConfig
 from deepfake_ray.console import say, show
@@ -77,7 +77,7 @@ def _evaluate(config: EvaluateConfig, output: str, lock: OutputLock) -> dict[str
         "model": files.absolute(config.model),
         "model_id": run["model_id"],  # in the precision of the run, which may be another than the bundle's own
         "num_errors": run["num_errors"],
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command_line(),
     }
     result["warnings"] += run.get("warnings_of_joining", [])
     result["audit"] = _audit(scored, config, limits)
@@ -301,3 +301,11 @@ def _say_result(result: dict[str, Any], output: str) -> None:
         say(f"warning: {warning}")
     names = ("report.html", METRICS, "classification_report.txt", "figures", "predictions", RUN)
     show("\n".join(f"  {name:26}{files.join(output, name)}" for name in names))
+
+
+def command_line() -> str:
+    """As the job was asked; nothing of the command line of another program that calls it."""
+    if not interrupts.is_job():
+        return "deepfake_ray.evaluate()"
+    program, *words = sys.argv
+    return shlex.join(["python", program, *words]) if program.endswith(".py") else f"{program} {shlex.join(words)}"

@@ -9,15 +9,15 @@ from typing import Annotated, Any
 import tyro
 
 from deepfake_ray.config import Precision
-from deepfake_ray.errors import UserError
+from deepfake_ray.errors import JobError, UserError
 
 MOST = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class FewImagesConfig:
-    """Score up to 50 images and print a table. With --output, any number into Parquet: see deepfake-ray score --output
-    FOLDER --help.
+    """Score up to 50 images, in this process, and print a table. With --output, any number into Parquet, decoded in
+    processes that may crash: see deepfake-ray score --help.
     """
 
     images: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -33,15 +33,16 @@ class FewImagesConfig:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns its exit code: 0, or 2 for the user's mistake."""
+    """Run the command; returns its exit code: 0, 2 for the user's mistake, 1 where the model is broken."""
     config = tyro.cli(FewImagesConfig, args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
     try:
         rows = score_few(config)
-    except UserError as error:
+    except (UserError, JobError) as error:
+        word, code = ("error", 2) if isinstance(error, UserError) else ("failed", 1)
         if config.json:
-            print(json.dumps({"error": str(error), "exit_code": 2}))
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            print(json.dumps({"error": str(error), "exit_code": code}))
+        print(f"{word}: {error}", file=sys.stderr)
+        return code
     print(json.dumps({"results": rows}, default=str) if config.json else table_of(rows))
     return 0
 
@@ -55,6 +56,8 @@ def score_few(config: FewImagesConfig) -> list[dict[str, Any]]:
     from deepfake_ray.data import manifest
     from deepfake_ray.scoring.detector import Detector
 
+    if not config.images or not all(config.images):
+        raise UserError(f"Images must be named: got {list(config.images)!r}; give files, folders or URIs.")
     uris: list[str] = []
     for page in manifest.pages_of(config.images, limit=MOST + 1):
         uris += page.rows["uri"].to_pylist()

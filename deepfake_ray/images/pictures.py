@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from deepfake_ray.errors import ErrorCode, ImageError
 from deepfake_ray.images.decode import Limits, Pixels, decode
 
-AS_IT_IS = ("1", "L", "LA", "P", "PA", "RGBA", "I;16", "I;16B", "I;16L", "I;16N")
+AS_IT_IS = ("1", "L", "LA", "P", "RGBA", "I;16", "I;16B")
 """Modes that a PNG holds without loss; what `decode` makes of them holds for them: transparency, 16 bits."""
 
 
@@ -27,6 +27,8 @@ def pixels_of(picture: Image.Image, limits: Limits) -> Pixels:
         raise ImageError(ErrorCode.UNSUPPORTED_FORMAT, f"32-bit pixels (mode {picture.mode}) have no agreed range")
     try:
         upright = ImageOps.exif_transpose(picture)
+        if upright.mode in ("PA", "La", "RGBa"):
+            upright = upright.convert("RGBA")
         if upright.mode not in AS_IT_IS and not upright.has_transparency_data:
             return np.array(upright.convert("RGB"))
         file = io.BytesIO()

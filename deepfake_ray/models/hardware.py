@@ -1,10 +1,8 @@
 """What the processors of this machine are able to do. Knows neither Ray nor torch."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from deepfake_ray.schema import AUTO, BF16, FP32, INT8
 
@@ -35,15 +33,6 @@ def chosen_precision(asked: str, *, quantized: bool, is_native: Callable[[], boo
     if asked != AUTO:
         return asked
     return BF16 if is_native() else FP32
-
-
-def num_gpus() -> int:
-    """NVIDIA GPUs that this process may use, as far as the system's files tell."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1", "NoDevFiles")])
-    folder = Path("/proc/driver/nvidia/gpus")
-    return len(list(folder.iterdir())) if folder.is_dir() else 0
 
 
 def cpu_computes_bf16() -> bool:

@@ -62,7 +62,7 @@ def without_ray(patch):
         for chunk in chunks:
             yield scorer(chunk, Items(lambda _: contextlib.nullcontext()))
 
-    patch(score, "planned", lambda plan: plan([Node(2, 0, has_data_label=False)]))
+    patch(score, "plan_with_autoscaler", lambda plan: plan([Node(2, 0, has_data_label=False)]))
     patch(score, "check_places", lambda *_, **__: None)
     patch(score, "RunMetrics", Nothing)
     patch(score.precision, "resolve", lambda asked, **_: "fp32" if asked == "auto" else asked)

@@ -12,7 +12,8 @@ from chunks import jpeg, listed, rows_of, scorer_spec
 from PIL import Image
 
 import deepfake_ray
-from deepfake_ray import Detector, schema
+from deepfake_ray import Detector, api, schema
+from deepfake_ray.config import ScoreConfig, TrainConfig
 from deepfake_ray.errors import UserError
 from deepfake_ray.processes.isolation import Items
 from deepfake_ray.scoring.worker import ChunkScorer
@@ -163,3 +164,49 @@ def test_every_exported_name_is_there():
     assert set(deepfake_ray.__all__) <= set(dir(deepfake_ray))
     with pytest.raises(AttributeError, match="no attribute 'detect'"):
         deepfake_ray.detect  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("job", "settings", "message"),
+    [
+        ("train", {"recipe": "robst"}, "recipe must be one of baseline, robust: got 'robst'"),
+        ("train", {"use_gpu": True}, "use_gpu must be one of auto, yes, no: got True"),
+        ("train", {"epochs": "3"}, "epochs must be int: got '3'"),
+        ("train", {"epochs": 0}, "epochs must be greater than 0"),
+        ("train", {"epoch": 3}, "A setting must be one of .*: got epoch"),
+        ("score", {"model": "m", "images": []}, "images must name a place"),
+        ("score", {"model": "m"}, "images must be given"),
+        ("score", {"model": "m", "images": ["a", 3.5j]}, "images must be str"),
+    ],
+)
+def test_settings_are_checked_as_flags_are(job, settings, message):
+    needed = {"data": "d", "output": "o"} if job == "train" else {"output": "o"}
+    with pytest.raises(UserError, match=message):
+        getattr(deepfake_ray, job)(**needed, **settings)
+
+
+def test_settings_may_be_paths_numbers_and_one_of_several(tmp_path):
+    settings = {
+        "images": tmp_path,
+        "exclude": "thumbs/*",
+        "model": tmp_path,
+        "output": tmp_path / "o",
+        "threshold": 0.5,
+    }
+    config = api.configured(ScoreConfig, settings)
+    assert (config.images, config.exclude, config.threshold) == ((str(tmp_path),), ("thumbs/*",), "0.5")
+    assert api.configured(ScoreConfig, settings | {"images": [tmp_path, "s3://b/c"]}).images == (
+        str(tmp_path),
+        "s3://b/c",
+    )
+    assert api.configured(TrainConfig, {"data": "d", "output": "o", "learning_rate": 1}).learning_rate == 1.0
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGBA", "RGBa", "RGB", "CMYK", "YCbCr", "I;16"])
+def test_pictures_of_every_mode_are_read(detector, mode):
+    before = {"RGBa": "RGBA", "PA": "P", "I;16": "I"}.get(mode, "RGB")
+    picture = Image.new("RGB", (9, 9)).convert(before).convert(mode)
+    assert picture.mode == mode
+    black, found = detector([np.zeros((9, 9, 3), np.uint8), picture])
+    assert found["status"] == "ok", found["error_message"]
+    assert found["logit"] == pytest.approx(black["logit"], abs=0.05)
