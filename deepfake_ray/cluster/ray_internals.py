@@ -32,7 +32,7 @@ SECONDS_TO_ABORT = 5.0
 def end_helpers() -> None:
     """End what `ray.init` has started for a dashboard, for logs and for an autoscaler.
 
-    Without it: three processes of 60 to 200 MiB each stay, in vain.
+    Without it: three processes stay, in vain; see `local_ray`.
     """
     with Dispensable("Ray's helper processes cannot be ended", "they take some memory"):
         node = ray._private.worker._global_node
@@ -44,7 +44,7 @@ def start_no_helpers() -> None:
     """Keep Ray Data, in this process, from starting the three actors that it has for clusters.
 
     They gather statistics for a dashboard, share the nodes out among jobs and ask an autoscaler for more, and note on
-    which node the others are. Without it: each is a process, which takes about a second to start and some 100 MiB.
+    which node the others are. Without it: each is a process more; see `local_ray`.
     """
     without = "it takes some memory and a second of the start"
     with Dispensable("Ray Data's actor for statistics cannot be left out", without):
