@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from importlib import import_module
+from pkgutil import resolve_name
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from deepfake_ray.config import EvaluateConfig, ScoreConfig, TrainConfig
+from deepfake_ray import config as configurations
 from deepfake_ray.errors import UserError
 from deepfake_ray.scoring.detector import Detector as Detector
+from deepfake_ray.starting import JOBS
 
 
 def train(**settings: Any) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def train(**settings: Any) -> dict[str, Any]:
         UserError: a mistake in the settings or in what they name.
         JobError: the training failed.
     """
-    return _run(TrainConfig, settings, "leave_one_source_out", "train_or_cross")
+    return _run("train", settings)
 
 
 def score(**settings: Any) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def score(**settings: Any) -> dict[str, Any]:
         UserError: a mistake in the settings or in what they name.
         JobError: no image could be scored, or too many could not.
     """
-    return _run(ScoreConfig, settings, "score", "score")
+    return _run("score", settings)
 
 
 def evaluate(**settings: Any) -> dict[str, Any]:
@@ -57,16 +58,17 @@ def evaluate(**settings: Any) -> dict[str, Any]:
         UserError: a mistake in the settings or in what they name.
         JobError: no image could be scored, or too many could not.
     """
-    return _run(EvaluateConfig, settings, "evaluate", "evaluate")
+    return _run("evaluate", settings)
 
 
-def _run(config_class: type[Any], settings: Mapping[str, Any], module: str, function: str) -> dict[str, Any]:
+def _run(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     from deepfake_ray.drivers import checks
 
-    config = configured(config_class, settings)
+    config_class, function = JOBS[name]
+    config = configured(getattr(configurations, config_class), settings)
     checks.check(config)
     checks.check_network(config)
-    job = getattr(import_module(f"deepfake_ray.drivers.{module}"), function)  # loads Ray
+    job = resolve_name(function)  # loads Ray
     from deepfake_ray.cluster.session import ray_session
 
     with ray_session(verbose=config.verbose):

@@ -19,18 +19,12 @@ from typing import Any, Literal, get_args, get_origin
 
 import pyarrow as pa
 
-from deepfake_ray import config, errors, schema
+from deepfake_ray import config, errors, schema, starting
 from deepfake_ray.drivers import cli
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 
-JOBS = {
-    "train": config.TrainConfig,
-    "score": config.ScoreConfig,
-    "evaluate": config.EvaluateConfig,
-    "quantize": config.QuantizeConfig,
-    "quickstart": config.QuickstartConfig,
-}
+JOBS = {name: getattr(config, class_name) for name, (class_name, _) in starting.JOBS.items()}
 
 FILES = {
     "train": {

@@ -50,21 +50,22 @@ def _wait(plan: Callable[[Sequence[Node]], Plan], error: ClusterTooSmallError) -
                 request_resources(bundles=[dict(bundle) for bundle in latest.bundles])
             error = latest
         now = time.monotonic()
+        waited = f"{now - started:.0f} s"
         state = autoscaler_state()
         if state is None:  # the head is busy, or is being restarted: the nodes may come all the same
-            continue
-        waited = f"{now - started:.0f} s"
-        if _is_refused(state, error.bundles):
+            doing = "it does not say what it is doing"
+        elif _is_refused(state, error.bundles):
             raise ClusterTooSmallError(f"{error} Its autoscaler cannot add such nodes.", error.bundles)
-        starting = len(state.pending_instances) + sum(one.count for one in state.pending_instance_requests)
-        failed = [one.reason for one in state.failed_instance_requests]
-        if now - started >= SECONDS_TO_ANSWER and not starting and not failed:
-            message = f"{error} Its autoscaler was asked {waited} ago and is starting none; see `ray status`."
-            raise ClusterTooSmallError(message, error.bundles)
+        else:
+            starting = len(state.pending_instances) + sum(one.count for one in state.pending_instance_requests)
+            failed = [one.reason for one in state.failed_instance_requests]
+            if now - started >= SECONDS_TO_ANSWER and not starting and not failed:
+                message = f"{error} Its autoscaler was asked {waited} ago and is starting none; see `ray status`."
+                raise ClusterTooSmallError(message, error.bundles)
+            doing = f"nodes that it is starting: {starting}" + (f"; it could not: {failed[-1]}" if failed else "")
         if now - last_line >= SECONDS_BETWEEN_LINES:
             last_line = now
-            why = f"; it could not: {failed[-1]}" if failed else ""
-            say(f"waiting for the autoscaler since {waited}, nodes that it is starting: {starting}{why}. {error}")
+            say(f"waiting for the autoscaler since {waited}, {doing}. {error}")
 
 
 @contextmanager

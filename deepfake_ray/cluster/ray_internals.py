@@ -46,6 +46,8 @@ def start_no_helpers() -> None:
     They gather statistics for a dashboard, share the nodes out among jobs and ask an autoscaler for more, and note on
     which node the others are. Without it: each is a process more; see `local_ray`.
     """
+    if _replaced:
+        return
     without = "it takes some memory and a second of the start"
     with Dispensable("Ray Data's actor for statistics cannot be left out", without):
         from ray.data._internal.stats import _StatsManager
@@ -209,8 +211,8 @@ def noted_checkpoints(uri: str) -> str | None:
 def autoscaler_state() -> Any:
     """What the cluster's autoscaler (its version 2) last said of itself: an `AutoscalingState`.
 
-    None without one, or with that of old: then there is nobody to tell what will come. Without it: as without an
-    autoscaler, so a job that needs more nodes than there are says so and ends, instead of waiting for them.
+    None without one, with that of old, and where it does not answer. Without it: as without an autoscaler, so a job
+    that needs more nodes than there are says so and ends, instead of beginning to wait for them.
     """
     with Dispensable("Ray's autoscaler cannot be asked", "a job does not wait for nodes to be added"):
         from ray._raylet import GcsClient  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, TextIO, TypeVar
 
 import tyro
@@ -74,8 +74,7 @@ def _run(config: Any, job: str, end: "_End", interrupts: Interrupts) -> int:
         waiting.cancel()
     say("loading Ray and what else the job needs ...")
     checks.check_network(config)
-    module, name = job.split(":")
-    run: Callable[[Any], Mapping[str, Any]] = getattr(import_module(module), name)
+    run: Callable[[Any], Mapping[str, Any]] = resolve_name(job)
     from deepfake_ray.cluster.session import ray_session
 
     with ray_session(verbose=config.verbose):

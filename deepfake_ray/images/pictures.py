@@ -13,7 +13,7 @@ AS_IT_IS = ("1", "L", "LA", "P", "RGBA", "I;16", "I;16B")
 
 
 def pixels_of(picture: Image.Image, limits: Limits) -> Pixels:
-    """Its first frame, upright: uint8 (H, W, 3) RGB.
+    """The frame that it is at, upright: uint8 (H, W, 3) RGB.
 
     Raises:
         ImageError: it has more pixels than the limit, no agreed range, or its file is damaged.

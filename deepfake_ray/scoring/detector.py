@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, TypeGuard, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -155,8 +155,8 @@ class Detector:
             JobError: the model is broken: its logits are not finite.
         """
         if _is_one(images):
-            return self._score([images])[0]  # type: ignore[list-item]
-        return self._score(list(images))  # type: ignore[arg-type]
+            return self._score([images])[0]
+        return self._score(list(cast(Iterable[ImageLike], images)))
 
     def _score(self, images: Sequence[ImageLike]) -> list[Row]:
         items = [_checked(image) for image in images]
@@ -199,7 +199,7 @@ class Detector:
             return Loaded(error=forgetful(error))
 
 
-def _is_one(images: Any) -> bool:
+def _is_one(images: Any) -> TypeGuard[ImageLike]:
     if isinstance(images, np.ndarray):
         return images.ndim != 4
     return isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)

@@ -33,6 +33,7 @@ def nothing_said(monkeypatch):
 @pytest.fixture
 def ray_data_as_before(monkeypatch):
     """Whatever a test replaces in Ray Data is put back."""
+    monkeypatch.setattr(ray_internals, "_replaced", [])
     for name in STATISTICS:
         monkeypatch.setattr(_StatsManager, name, _StatsManager.__dict__[name])
     monkeypatch.setattr(streaming_executor, "create_cluster_autoscaler", object())
@@ -66,6 +67,17 @@ def test_ray_data_is_kept_from_starting_actors(ray_data_as_before, capsys):
     tracker = actor_pool_map_operator.get_or_create_actor_location_tracker()
     assert tracker.update_actor_location.remote("actor", "node") is None
     assert actor_pool_map_operator.get_actor_locations(("actor",)) == {}
+
+
+def test_what_was_kept_from_starting_is_taken_back(ray_data_as_before):
+    """For a program that calls the jobs, and has work of its own for Ray Data."""
+    owners = {_StatsManager: STATISTICS, streaming_executor: ["create_cluster_autoscaler"]}
+    before = {(owner, name): inspect.getattr_static(owner, name) for owner, names in owners.items() for name in names}
+    for _ in range(2):
+        ray_internals.start_no_helpers()
+    assert all(inspect.getattr_static(*place) is not value for place, value in before.items())
+    ray_internals.start_helpers_again()
+    assert all(inspect.getattr_static(*place) is value for place, value in before.items())
 
 
 def test_the_fixed_cluster_is_asked_nothing_that_it_does_not_know():
@@ -143,6 +155,32 @@ def test_notes_of_checkpoints_that_are_gone_delete_none(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     assert ray_internals.noted_checkpoints(str(tmp_path / "elsewhere")) is None
     assert capsys.readouterr().err.rstrip().endswith("none is deleted")
+
+
+def test_a_waiting_job_waits_on_where_the_autoscaler_does_not_answer_once(monkeypatch, capsys):
+    """One look that failed ended a job that may have waited for hours, as the user's mistake."""
+    nothing = SimpleNamespace(
+        infeasible_cluster_resource_constraints=[], pending_instances=[1], pending_instance_requests=[],
+        failed_instance_requests=[],
+    )  # fmt: skip
+    answers = iter([nothing, nothing, None, nothing])
+    monkeypatch.setattr(autoscaling, "autoscaler_state", lambda: next(answers))
+    monkeypatch.setattr(autoscaling, "cluster_nodes", lambda: [])
+    monkeypatch.setattr(autoscaling, "request_resources", lambda **_: None)
+    monkeypatch.setattr(autoscaling, "SECONDS_BETWEEN_LOOKS", 0.0)
+    monkeypatch.setattr(autoscaling, "SECONDS_BETWEEN_LINES", 0.0)
+    looks = []
+
+    def plan(nodes):
+        looks.append(nodes)
+        if len(looks) < 5:
+            raise ClusterTooSmallError("It takes a node.", [{"CPU": 1.0}])
+        return "a plan"
+
+    assert autoscaling.plan_with_autoscaler(plan) == "a plan"
+    said = capsys.readouterr().err
+    assert said.count("nodes that it is starting: 1") == 2
+    assert said.count("it does not say what it is doing") == 1
 
 
 def test_a_job_does_not_wait_for_an_autoscaler_that_cannot_be_asked(monkeypatch, capsys):

@@ -11,18 +11,14 @@ import pytest
 from checkout import ROOT
 from commands import loading
 
+from deepfake_ray import config
 from deepfake_ray.cluster import session
-from deepfake_ray.config import EvaluateConfig, QuantizeConfig, QuickstartConfig, ScoreConfig, TrainConfig
+from deepfake_ray.config import EvaluateConfig, QuickstartConfig, ScoreConfig, TrainConfig
 from deepfake_ray.drivers import checks, cli
 from deepfake_ray.errors import JobError, UserError
+from deepfake_ray.starting import JOBS
 
-CONFIGS = {
-    "train": (TrainConfig, "deepfake_ray.drivers.leave_one_source_out:train_or_cross"),
-    "score": (ScoreConfig, "deepfake_ray.drivers.score:score"),
-    "evaluate": (EvaluateConfig, "deepfake_ray.drivers.evaluate:evaluate"),
-    "quantize": (QuantizeConfig, "deepfake_ray.drivers.quantize:quantize_to_summary"),
-    "quickstart": (QuickstartConfig, "deepfake_ray.drivers.quickstart:quickstart"),
-}
+CONFIGS = {name: (getattr(config, class_name), job) for name, (class_name, job) in JOBS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +141,7 @@ def without_ray(monkeypatch):
 
 @pytest.mark.parametrize(("command", "message"), WITHOUT_RAY)
 def test_what_takes_neither_ray_nor_torch(places, command, message, capfd, monkeypatch):
-    monkeypatch.setattr(cli, "import_module", lambda _: pytest.fail("the job is loaded"))
+    monkeypatch.setattr(cli, "resolve_name", lambda _: pytest.fail("the job is loaded"))
     others, line = mistaken(command, places, capfd)
     assert message.format(**places) in line
     assert set(others) <= {"looking at what the job is to read and write ..."}

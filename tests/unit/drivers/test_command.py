@@ -59,3 +59,17 @@ def test_many_images_need_an_output(tmp_path, untrained):
         2,
         "error: Without --output there may be 50 images: got more; add --output FOLDER.\n",
     )
+
+
+def test_the_command_that_metrics_name(monkeypatch):
+    """A program that calls `deepfake_ray.evaluate` may have a password on its command line."""
+    from deepfake_ray import interrupts
+    from deepfake_ray.drivers.evaluate import command_line
+
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--password", "x"])
+    assert command_line() == "deepfake_ray.evaluate()"
+    monkeypatch.setattr(interrupts, "is_job", lambda: True)
+    monkeypatch.setattr(sys, "argv", ["jobs/evaluate.py", "--data", "my photos"])
+    assert command_line() == "python jobs/evaluate.py --data 'my photos'"
+    monkeypatch.setattr(sys, "argv", ["deepfake-ray evaluate", "--data", "d"])
+    assert command_line() == "deepfake-ray evaluate --data d"
